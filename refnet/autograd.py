@@ -1,0 +1,425 @@
+"""Reverse-mode automatic differentiation over arrays: Tensor, Function, backward.
+
+A :class:`Function` is one differentiable operation; its instance is the context, so that ``forward`` saves on
+``self`` what ``backward`` needs, and the two stand side by side. Arrays are positional, parameters are keywords::
+
+    class Exp(Function):
+        def forward(self, x):
+            self.y = namespace(x).exp(x)
+            return self.y
+
+        def backward(self, grad_output):
+            return (grad_output * self.y,)
+
+    y = Exp()(x)
+
+Each call to a Function whose inputs require gradients records itself as the creator of its result.
+:func:`backward` walks the creators from the loss to the leaves, each after all of its users:
+
+.. math:: \\bar x_i = \\sum_{f : x_i \\in \\mathrm{inputs}(f)} J_{f,i}^{\\top} \\bar y_f
+
+Derivatives are first order: gradients are plain arrays. Anchors, targets, proposals and kept indices are plain
+arrays too, so the type says where gradients stop. The operators of Tensor live here since they and Tensor
+need each other; every other operation is in :mod:`refnet.ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from refnet.arrays import Array, device_of, is_array, namespace, to_host
+from refnet.errors import DTypeError, GraphError, ShapeError
+
+_recording: ContextVar[bool] = ContextVar("recording", default=True)
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Within the block, in this thread or task, no graph is recorded: results don't require gradients."""
+    token = _recording.set(False)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
+class Tensor:
+    """An array, and the way gradients reach it.
+
+    Attributes:
+        data: the values, a NumPy or CuPy array.
+        grad: the gradient that :func:`backward` added up here, or None; only leaves keep one.
+        requires_grad: whether gradients flow to this tensor.
+        creator: the Function that computed it, or None for a leaf.
+
+    Raises:
+        DTypeError: gradients are asked for a tensor that isn't floating point.
+    """
+
+    __slots__ = ("__weakref__", "creator", "data", "grad", "requires_grad")
+    __array_ufunc__ = None  # array + tensor is Tensor.__radd__, not an array of objects
+
+    def __init__(self, data: Any, *, requires_grad: bool = False) -> None:
+        self.data: Array = data if is_array(data) else np.asarray(data)
+        if requires_grad and self.data.dtype.kind != "f":
+            raise DTypeError(f"Tensor: only floating point can require gradients, got {self.data.dtype}")
+        self.grad: Array | None = None
+        self.requires_grad = requires_grad
+        self.creator: Function | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.data.dtype
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({to_host(self.data)!r}{grad})"
+
+    def item(self) -> float:
+        """The value of a tensor with one element, as a Python number."""
+        return float(self.data.item())
+
+    def detach(self) -> Tensor:
+        """The same values as a leaf that gradients don't reach."""
+        return Tensor(self.data)
+
+    def backward(self, grad: Array | None = None) -> None:
+        """See :func:`backward`."""
+        backward(self, grad)
+
+    def __add__(self, other: Operand) -> Tensor:
+        return Add()(self, other)
+
+    def __radd__(self, other: Operand) -> Tensor:
+        return Add()(other, self)
+
+    def __sub__(self, other: Operand) -> Tensor:
+        return Subtract()(self, other)
+
+    def __rsub__(self, other: Operand) -> Tensor:
+        return Subtract()(other, self)
+
+    def __mul__(self, other: Operand) -> Tensor:
+        return Multiply()(self, other)
+
+    def __rmul__(self, other: Operand) -> Tensor:
+        return Multiply()(other, self)
+
+    def __truediv__(self, other: Operand) -> Tensor:
+        return Divide()(self, other)
+
+    def __rtruediv__(self, other: Operand) -> Tensor:
+        return Divide()(other, self)
+
+    def __neg__(self) -> Tensor:
+        return Negate()(self)
+
+    def __pow__(self, exponent: float) -> Tensor:
+        return Power()(self, exponent=exponent)
+
+    def __matmul__(self, other: Operand) -> Tensor:
+        return MatMul()(self, other)
+
+    def __rmatmul__(self, other: Operand) -> Tensor:
+        return MatMul()(other, self)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return GetItem()(self, index=index)
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+
+Operand: TypeAlias = "Tensor | Array | float"
+Gradients: TypeAlias = "tuple[Array | None, ...]"
+
+
+class Function:
+    """A differentiable operation; its instance is the context of one application.
+
+    Subclasses define ``forward(self, *arrays, **parameters)``, which returns an array, and
+    ``backward(self, grad_output)``, which returns a gradient for each input, in order; None where the input
+    needs none (``self.needs_grad`` says which do). A gradient may still have the broadcast shape of the
+    result: the engine sums it back to the input's shape.
+    """
+
+    inputs: tuple[Tensor, ...]
+    needs_grad: tuple[bool, ...]
+
+    def forward(self, *arrays: Any, **parameters: Any) -> Array:
+        raise NotImplementedError
+
+    def backward(self, grad_output: Array) -> Gradients:
+        raise NotImplementedError
+
+    def __call__(self, *inputs: Any, **parameters: Any) -> Tensor:
+        """Run forward on the data of `inputs`; record the graph if a gradient will be wanted.
+
+        A Python number takes the data type of the tensors beside it.
+
+        Raises:
+            DTypeError: floating-point inputs of different precision are mixed.
+            DeviceError: inputs live on different devices.
+        """
+        name = type(self).__name__
+        tensors = _as_tensors(inputs, name)
+        device_of((t.data for t in tensors), what=name)
+        self.needs_grad = tuple(t.requires_grad and _recording.get() for t in tensors)
+        result = Tensor(self.forward(*(t.data for t in tensors), **parameters))
+        if any(self.needs_grad):
+            self.inputs = tensors
+            result.requires_grad = True
+            result.creator = self
+        return result
+
+
+def _as_tensors(inputs: Sequence[Any], name: str) -> tuple[Tensor, ...]:
+    dtype: np.dtype[Any] | None = None
+    for value in inputs:
+        if hasattr(value, "dtype") and value.dtype.kind == "f" and not isinstance(value, np.generic):
+            if dtype is not None and value.dtype != dtype:
+                raise DTypeError(f"{name}: inputs must have one floating-point type, got {dtype} and {value.dtype}")
+            dtype = value.dtype
+    like = next((v.data if isinstance(v, Tensor) else v for v in inputs if isinstance(v, Tensor) or is_array(v)), None)
+    xp = namespace(like)
+
+    def convert(value: Any) -> Tensor:
+        if isinstance(value, Tensor):
+            return value
+        if is_array(value):
+            return Tensor(value)
+        return Tensor(xp.asarray(value, dtype=dtype))
+
+    return tuple(convert(value) for value in inputs)
+
+
+class _Freed(Function):
+    """Stands in for a creator that backward has consumed."""
+
+
+_FREED = _Freed()
+
+
+def backward(root: Tensor, grad: Array | None = None) -> None:
+    """Add the gradient of `root` to ``.grad`` of every leaf that it depends on and that requires one.
+
+    The graph is freed as it is consumed, so that the memory of an activation is returned as soon as its
+    gradient is known. `grad` is the gradient of the loss with respect to `root`; a scalar's is 1.
+
+    Raises:
+        GraphError: `root` requires no gradient; it isn't a scalar and `grad` is missing; or this graph, or a
+            part of it, was already consumed by an earlier call.
+        ShapeError: `grad` hasn't the shape of `root`.
+    """
+    if not root.requires_grad:
+        raise GraphError("backward: the tensor depends on nothing that requires gradients")
+    if grad is None:
+        if root.size != 1:
+            raise GraphError(f"backward: a gradient is needed for a result that isn't a scalar, got shape {root.shape}")
+        grad = namespace(root.data).ones_like(root.data)
+    elif grad.shape != root.shape:
+        raise ShapeError(
+            f"backward: the gradient must have the shape of the tensor, expected {root.shape}, got {grad.shape}"
+        )
+
+    gradients: dict[int, Array] = {id(root): grad}
+    order = _topological_order(root)
+    while order:
+        tensor = order.pop()
+        gradient = gradients.pop(id(tensor))
+        function = tensor.creator
+        if function is None:
+            tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+            continue
+        input_gradients = function.backward(gradient)
+        for source, needed, contribution in zip(function.inputs, function.needs_grad, input_gradients, strict=True):
+            if not needed:
+                continue
+            assert contribution is not None, f"{type(function).__name__}.backward returned no gradient for an input"
+            contribution = _unbroadcast(contribution, source.shape)
+            assert contribution.dtype == source.dtype, (type(function).__name__, contribution.dtype, source.dtype)
+            present = gradients.get(id(source))
+            gradients[id(source)] = contribution if present is None else present + contribution
+        tensor.creator = _FREED
+        vars(function).clear()
+
+
+def _topological_order(root: Tensor) -> list[Tensor]:
+    """Every tensor that `root` depends on, after all tensors that it depends on; `root` comes last."""
+    order: list[Tensor] = []
+    seen: set[int] = set()
+    stack: list[tuple[Tensor, bool]] = [(root, False)]
+    while stack:
+        tensor, expanded = stack.pop()
+        if expanded:
+            order.append(tensor)
+            continue
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        if tensor.creator is _FREED:
+            raise GraphError("backward: this graph was consumed by an earlier backward; compute the result again")
+        stack.append((tensor, True))
+        if tensor.creator is not None:
+            function = tensor.creator
+            stack.extend((t, False) for t, needed in zip(function.inputs, function.needs_grad, strict=True) if needed)
+    return order
+
+
+def _unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
+    """The adjoint of broadcasting: sum `grad` over the axes along which `shape` was repeated."""
+    if grad.shape == shape:
+        return grad
+    grad = grad.sum(axis=tuple(range(grad.ndim - len(shape))))
+    repeated = tuple(axis for axis, extent in enumerate(shape) if extent == 1 and grad.shape[axis] != 1)
+    return grad.sum(axis=repeated, keepdims=True) if repeated else grad
+
+
+class Add(Function):
+    """a + b."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        return a + b
+
+    def backward(self, grad_output: Array) -> Gradients:
+        return grad_output, grad_output
+
+
+class Subtract(Function):
+    """a - b."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        return a - b
+
+    def backward(self, grad_output: Array) -> Gradients:
+        return grad_output, -grad_output
+
+
+class Multiply(Function):
+    """a b, element by element."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b = a, b
+        return a * b
+
+    def backward(self, grad_output: Array) -> Gradients:
+        return (
+            grad_output * self.b if self.needs_grad[0] else None,
+            grad_output * self.a if self.needs_grad[1] else None,
+        )
+
+
+class Divide(Function):
+    """a / b, element by element."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.b, self.y = b, a / b
+        return self.y
+
+    def backward(self, grad_output: Array) -> Gradients:
+        grad_a = grad_output / self.b
+        return grad_a, -grad_a * self.y if self.needs_grad[1] else None
+
+
+class Negate(Function):
+    """-x."""
+
+    def forward(self, x: Array) -> Array:
+        return -x
+
+    def backward(self, grad_output: Array) -> Gradients:
+        return (-grad_output,)
+
+
+class Power(Function):
+    """x to a constant power; the derivative is p x^(p-1)."""
+
+    def forward(self, x: Array, *, exponent: float) -> Array:
+        self.x, self.exponent = x, exponent
+        return x**exponent
+
+    def backward(self, grad_output: Array) -> Gradients:
+        if self.exponent == 0:  # 0 * x**-1 would be 0 * inf at x = 0
+            return (grad_output * 0,)
+        return (grad_output * (self.exponent * self.x ** (self.exponent - 1)),)
+
+
+class MatMul(Function):
+    """a @ b over the last two axes; leading axes broadcast. Gradients are g b^T and a^T g.
+
+    Raises:
+        ShapeError: an input has fewer than two axes, or the inner extents differ.
+    """
+
+    def forward(self, a: Array, b: Array) -> Array:
+        if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+            raise ShapeError(f"matmul: expected (..., m, k) and (..., k, n), got {a.shape} and {b.shape}")
+        self.a, self.b = a, b
+        product: Array = a @ b
+        return product
+
+    def backward(self, grad_output: Array) -> Gradients:
+        return (
+            grad_output @ self.b.swapaxes(-1, -2) if self.needs_grad[0] else None,
+            self.a.swapaxes(-1, -2) @ grad_output if self.needs_grad[1] else None,
+        )
+
+
+class GetItem(Function):
+    """x[index] with slices, integers, boolean masks or integer arrays; a repeated element adds up its gradients."""
+
+    def forward(self, x: Array, *, index: Any) -> Array:
+        self.shape, self.index = x.shape, _without_tensors(index)
+        result: Array = x[self.index]
+        return result if is_array(result) else namespace(x).asarray(result)
+
+    def backward(self, grad_output: Array) -> Gradients:
+        xp = namespace(grad_output)
+        grad = xp.zeros(self.shape, grad_output.dtype)
+        if may_repeat(self.index):
+            xp.add.at(grad, self.index, grad_output)
+        else:
+            grad[self.index] = grad_output
+        return (grad,)
+
+
+def _without_tensors(index: Any) -> Any:
+    if isinstance(index, tuple):
+        return tuple(_without_tensors(part) for part in index)
+    return index.data if isinstance(index, Tensor) else index
+
+
+def may_repeat(index: Any) -> bool:
+    """Whether ``x[index]`` can hold an element of x twice: only integer arrays (or lists) can repeat."""
+    parts = index if isinstance(index, tuple) else (index,)
+    arrays = [part for part in parts if isinstance(part, list) or is_array(part)]
+    if not arrays:
+        return False
+    if len(arrays) > 1:
+        return True
+    part = np.asarray(arrays[0]) if isinstance(arrays[0], list) else arrays[0]
+    if part.dtype.kind == "b":
+        return False
+    if part.size and bool((part < 0).any()):  # -1 and the last position are one element
+        return True
+    return bool(namespace(part).unique(part).size != part.size)

@@ -1,0 +1,220 @@
+"""Two-dimensional convolution (cross-correlation, as every network means it), channels last.
+
+.. math::
+    y_{n,i,j,o} = \\sum_{a,b,c} x_{n,\\; i s_y + a d_y - p_t,\\; j s_x + b d_x - p_l,\\; c}\\; w_{a,b,c,o}
+
+with stride s, dilation d and padding p; x is 0 outside the image. With g groups, output channels fall into g
+equal blocks and block k reads only the k-th block of input channels.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+from numpy.lib.stride_tricks import sliding_window_view
+
+from refnet.arrays import Array
+from refnet.autograd import Function, Gradients, Tensor
+from refnet.errors import ArgumentError, ShapeError
+from refnet.kernel_op import kernel_op
+
+Pair: TypeAlias = tuple[int, int]
+Padding: TypeAlias = tuple[Pair, Pair]  # ((top, bottom), (left, right))
+PaddingLike: TypeAlias = int | Pair | Padding | Literal["same", "valid"]
+
+
+@kernel_op
+def conv2d_forward(
+    x: Float[Array, "N H W C"],
+    w: Float[Array, "kh kw Cg O"],
+    *,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Float[Array, "N Ho Wo O"]:
+    """Convolve `x` with `w`: the equation at the head of this file. C = groups · Cg."""
+    patches = _patches(np.pad(x, ((0, 0), *padding, (0, 0))), w.shape[:2], stride, dilation)
+    n, ho, wo, _, kh, kw = patches.shape
+    patches = patches.reshape(n, ho, wo, groups, -1, kh, kw)  # N Ho Wo g Cg kh kw
+    weights = w.reshape(kh, kw, w.shape[2], groups, -1)  # kh kw Cg g Og
+    y = np.einsum("nijgcab,abcgo->nijgo", patches, weights, optimize=True)
+    return y.reshape(n, ho, wo, -1)
+
+
+@kernel_op
+def conv2d_grad_input(
+    grad_output: Float[Array, "N Ho Wo O"],
+    w: Float[Array, "kh kw Cg O"],
+    *,
+    input_size: Pair,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Float[Array, "N H W C"]:
+    """The adjoint of conv2d_forward in x: every output scatters w times its gradient to the pixels it read."""
+    n, ho, wo, _ = grad_output.shape
+    kh, kw, cg, _ = w.shape
+    (top, bottom), (left, right) = padding
+    g = grad_output.reshape(n, ho, wo, groups, -1)
+    weights = w.reshape(kh, kw, cg, groups, -1)
+    padded = np.zeros((n, input_size[0] + top + bottom, input_size[1] + left + right, groups * cg), grad_output.dtype)
+    for a in range(kh):
+        for b in range(kw):
+            rows = slice(a * dilation[0], a * dilation[0] + stride[0] * (ho - 1) + 1, stride[0])
+            cols = slice(b * dilation[1], b * dilation[1] + stride[1] * (wo - 1) + 1, stride[1])
+            tap = np.einsum("nijgo,cgo->nijgc", g, weights[a, b], optimize=True)
+            padded[:, rows, cols] += tap.reshape(n, ho, wo, -1)
+    return padded[:, top : top + input_size[0], left : left + input_size[1]]
+
+
+@kernel_op
+def conv2d_grad_weight(
+    x: Float[Array, "N H W C"],
+    grad_output: Float[Array, "N Ho Wo O"],
+    *,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Float[Array, "kh kw Cg O"]:
+    """The adjoint of conv2d_forward in w: the correlation of the input's patches with the output's gradient."""
+    patches = _patches(np.pad(x, ((0, 0), *padding, (0, 0))), kernel_size, stride, dilation)
+    n, ho, wo, _, kh, kw = patches.shape
+    patches = patches.reshape(n, ho, wo, groups, -1, kh, kw)
+    g = grad_output.reshape(n, ho, wo, groups, -1)
+    grad = np.einsum("nijgcab,nijgo->abcgo", patches, g, optimize=True)
+    return grad.reshape(kh, kw, patches.shape[4], -1)
+
+
+def _patches(padded: Array, kernel_size: Sequence[int], stride: Pair, dilation: Pair) -> Array:
+    """Every window that the kernel visits, as a view, (N, Ho, Wo, C, kh, kw)."""
+    extent = tuple((k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True))
+    windows = sliding_window_view(padded, extent, axis=(1, 2))  # type: ignore[call-overload]
+    view: Array = windows[:, :: stride[0], :: stride[1], :, :: dilation[0], :: dilation[1]]
+    return view
+
+
+class Conv2d(Function):
+    """conv2d_forward plus an optional bias, with its three gradients."""
+
+    def forward(self, x: Array, w: Array, *bias: Array, **geometry: Any) -> Array:
+        self.x, self.w, self.geometry = x, w, geometry
+        y = conv2d_forward(x, w, **geometry)
+        return y + bias[0] if bias else y
+
+    def backward(self, grad_output: Array) -> Gradients:
+        grads: list[Array | None] = [None, None]
+        if self.needs_grad[0]:
+            grads[0] = conv2d_grad_input(grad_output, self.w, input_size=self.x.shape[1:3], **self.geometry)
+        if self.needs_grad[1]:
+            grads[1] = conv2d_grad_weight(self.x, grad_output, kernel_size=self.w.shape[:2], **self.geometry)
+        if len(self.needs_grad) == 3:
+            grads.append(grad_output.sum(axis=(0, 1, 2)))
+        return tuple(grads)
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Pair = 1,
+    padding: PaddingLike = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolve a batch of images.
+
+    Args:
+        x: (N, H, W, C).
+        weight: (kh, kw, C / groups, O).
+        bias: (O,), or None.
+        stride, dilation: pixels, one number or (vertical, horizontal).
+        padding: pixels of zeros: one number, (vertical, horizontal), ((top, bottom), (left, right)), "valid"
+            (none) or "same".
+
+    Returns:
+        (N, Ho, Wo, O) with Ho = (H + top + bottom - (kh - 1) · dilation - 1) // stride + 1.
+
+    Choice: "same" pads as TensorFlow does: so much that Ho = ceil(H / stride), and where that is an odd number
+    of pixels the extra one goes to the bottom and right. PyTorch's networks pad symmetrically instead, which for
+    stride 2 samples other pixels.
+
+    Raises:
+        ShapeError: an argument has the wrong shape, or the padded image is smaller than the kernel.
+        ArgumentError: stride, dilation, padding or groups is out of range.
+    """
+    if x.ndim != 4 or weight.ndim != 4:
+        raise ShapeError(f"conv2d: expected x (N, H, W, C) and weight (kh, kw, C, O), got {x.shape} and {weight.shape}")
+    kh, kw, cg, outputs = weight.shape
+    if groups < 1 or x.shape[3] != cg * groups or outputs % groups:
+        raise ShapeError(
+            f"conv2d: {groups} groups of {cg} input channels and {outputs} outputs don't fit x with {x.shape[3]} channels"
+        )
+    if bias is not None and bias.shape != (outputs,):
+        raise ShapeError(f"conv2d: bias must have shape ({outputs},), got {bias.shape}")
+    stride, dilation = as_pair(stride, "conv2d: stride"), as_pair(dilation, "conv2d: dilation")
+    pads = resolve_padding(padding, x.shape[1:3], (kh, kw), stride, dilation)
+    output_extent(x.shape[1:3], (kh, kw), stride, pads, dilation, what="conv2d")
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    return Conv2d()(*inputs, stride=stride, padding=pads, dilation=dilation, groups=groups)
+
+
+def as_pair(value: int | Pair, what: str, least: int = 1) -> Pair:
+    """`value` as (vertical, horizontal).
+
+    Raises:
+        ArgumentError: it isn't one or two integers of at least `least`.
+    """
+    pair = value if isinstance(value, tuple) else (value, value)
+    if len(pair) != 2 or any(not isinstance(v, int | np.integer) or v < least for v in pair):
+        raise ArgumentError(f"{what} must be one or two integers of at least {least}, got {value!r}")
+    return int(pair[0]), int(pair[1])
+
+
+def resolve_padding(
+    padding: PaddingLike, size: Sequence[int], kernel_size: Pair, stride: Pair, dilation: Pair = (1, 1)
+) -> Padding:
+    """`padding` in any of its forms as ((top, bottom), (left, right)), in pixels.
+
+    Raises:
+        ArgumentError: it has none of the forms, or is negative.
+    """
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding == "same":
+        pads = []
+        for extent, k, s, d in zip(size, kernel_size, stride, dilation, strict=True):
+            total = max((-(-extent // s) - 1) * s + (k - 1) * d + 1 - extent, 0)
+            pads.append((total // 2, total - total // 2))
+        return pads[0], pads[1]
+    if isinstance(padding, tuple) and len(padding) == 2 and all(isinstance(p, tuple) for p in padding):
+        vertical, horizontal = (as_pair(p, "padding", least=0) for p in padding)
+        return vertical, horizontal
+    if isinstance(padding, str):
+        raise ArgumentError(f'padding must be pixels, "same" or "valid", got {padding!r}')
+    v, h = as_pair(padding, "padding", least=0)  # type: ignore[arg-type]
+    return (v, v), (h, h)
+
+
+def output_extent(
+    size: Sequence[int], kernel_size: Pair, stride: Pair, padding: Padding, dilation: Pair = (1, 1), *, what: str
+) -> Pair:
+    """Rows and columns that a window of `kernel_size` visits.
+
+    Raises:
+        ShapeError: the padded image is smaller than the window.
+    """
+    extents = []
+    for extent, k, s, (before, after), d in zip(size, kernel_size, stride, padding, dilation, strict=True):
+        room = extent + before + after - (k - 1) * d - 1
+        if room < 0:
+            raise ShapeError(
+                f"{what}: the window of {(k - 1) * d + 1} pixels is larger than the padded image of {extent + before + after}"
+            )
+        extents.append(room // s + 1)
+    return extents[0], extents[1]

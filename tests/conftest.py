@@ -1,0 +1,13 @@
+"""Set-up shared by all tests: run-time shape checks and the two sizes of the property tests."""
+
+import os
+
+import hypothesis
+from jaxtyping import install_import_hook
+
+# every annotation such as Float[Array, "N H W C"] in refnet is executed while the tests run
+_hook = install_import_hook("refnet", "beartype.beartype")
+
+hypothesis.settings.register_profile("default", max_examples=50, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("long", max_examples=500, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
