@@ -320,7 +320,8 @@ class Multiply(Function):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
-        return a * b
+        product: Array = a * b
+        return product
 
     def backward(self, grad_output: Array) -> Gradients:
         return (

@@ -20,7 +20,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from refnet.arrays import device_of
 from refnet.errors import KernelError
@@ -28,7 +28,7 @@ from refnet.errors import KernelError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_operations: dict[str, KernelOp[..., object]] = {}
+_operations: dict[str, KernelOp[..., Any]] = {}
 
 
 class KernelOp(Generic[P, R]):
@@ -102,6 +102,6 @@ def kernel_op(specification: Callable[P, R]) -> KernelOp[P, R]:
     return KernelOp(specification)
 
 
-def operations() -> dict[str, KernelOp[..., object]]:
+def operations() -> dict[str, KernelOp[..., Any]]:
     """Every KernelOp by name."""
     return dict(sorted(_operations.items()))

@@ -39,7 +39,7 @@ def conv2d_forward(
     n, ho, wo, _, kh, kw = patches.shape
     patches = patches.reshape(n, ho, wo, groups, -1, kh, kw)  # N Ho Wo g Cg kh kw
     weights = w.reshape(kh, kw, w.shape[2], groups, -1)  # kh kw Cg g Og
-    y = np.einsum("nijgcab,abcgo->nijgo", patches, weights, optimize=True)
+    y: Array = np.einsum("nijgcab,abcgo->nijgo", patches, weights, optimize=True)
     return y.reshape(n, ho, wo, -1)
 
 
@@ -86,14 +86,14 @@ def conv2d_grad_weight(
     n, ho, wo, _, kh, kw = patches.shape
     patches = patches.reshape(n, ho, wo, groups, -1, kh, kw)
     g = grad_output.reshape(n, ho, wo, groups, -1)
-    grad = np.einsum("nijgcab,nijgo->abcgo", patches, g, optimize=True)
+    grad: Array = np.einsum("nijgcab,nijgo->abcgo", patches, g, optimize=True)
     return grad.reshape(kh, kw, patches.shape[4], -1)
 
 
 def _patches(padded: Array, kernel_size: Sequence[int], stride: Pair, dilation: Pair) -> Array:
     """Every window that the kernel visits, as a view, (N, Ho, Wo, C, kh, kw)."""
     extent = tuple((k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True))
-    windows = sliding_window_view(padded, extent, axis=(1, 2))  # type: ignore[call-overload]
+    windows = sliding_window_view(padded, extent, axis=(1, 2))
     view: Array = windows[:, :: stride[0], :: stride[1], :, :: dilation[0], :: dilation[1]]
     return view
 

@@ -1,0 +1,177 @@
+"""What travels between the stages: plain records of arrays. Their types say where gradients stop.
+
+A Tensor carries gradients; an Array (anchors, targets, proposals, detections) never does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Num
+
+from refnet.arrays import Array
+from refnet.autograd import Tensor
+from refnet.errors import DataError
+
+BACKGROUND = 0  # the class of a region without an object
+IGNORE = -1  # the label of an anchor or region that takes no part in a loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroundTruth:
+    """The objects of one image.
+
+    Attributes:
+        boxes: (G, 4), (x1, y1, x2, y2) in continuous pixels: pixel i covers [i, i + 1).
+        classes: (G,), 1 to the number of classes; 0 is the background.
+        masks: (G, H, W), whether a pixel belongs to the object; None when only boxes are known.
+        crowd: (G,), whether the entry stands for a group of objects (COCO's ``iscrowd``).
+
+    Raises:
+        DataError: extents don't agree, a class is below 1, or a box has no area (its logarithm would be NaN).
+    """
+
+    boxes: Float[Array, "G 4"]
+    classes: Int[Array, " G"]
+    masks: Bool[Array, "G H W"] | None
+    crowd: Bool[Array, " G"]
+
+    def __post_init__(self) -> None:
+        count = len(self.boxes)
+        others = {"classes": self.classes, "masks": self.masks, "crowd": self.crowd}
+        for name, array in others.items():
+            if array is not None and len(array) != count:
+                raise DataError(f"ground truth: {name} must have one entry per box, expected {count}, got {len(array)}")
+        if count and int(self.classes.min()) < 1:
+            raise DataError(f"ground truth: classes start at 1, got {int(self.classes.min())}")
+        flat = ~((self.boxes[:, 2:] > self.boxes[:, :2]).all(axis=1) & np.isfinite(self.boxes).all(axis=1))
+        if flat.any():
+            index = int(flat.argmax())
+            raise DataError(f"ground truth: box {index} must have a positive width and height, got {self.boxes[index].tolist()}")
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def select(self, which: Array) -> "GroundTruth":
+        """The entries that the boolean or integer array `which` picks."""
+        return GroundTruth(
+            boxes=self.boxes[which],
+            classes=self.classes[which],
+            masks=None if self.masks is None else self.masks[which],
+            crowd=self.crowd[which],
+        )
+
+    @staticmethod
+    def empty(height: int, width: int, dtype: type[np.floating] = np.float32) -> "GroundTruth":
+        """An image of `height` x `width` pixels without objects."""
+        return GroundTruth(
+            boxes=np.zeros((0, 4), dtype),
+            classes=np.zeros(0, np.int64),
+            masks=np.zeros((0, height, width), bool),
+            crowd=np.zeros(0, bool),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageBatch:
+    """Images resized, normalised and padded to one size.
+
+    Attributes:
+        pixels: (N, H, W, C).
+        windows: (N, 4), where each image lies within the padding, (x1, y1, x2, y2).
+        scales: (N, 2), by how much each image was enlarged, (x, y).
+        original_sizes: (height, width) of each image as it was given.
+    """
+
+    pixels: Float[Array, "N H W C"]
+    windows: Float[Array, "N 4"]
+    scales: Float[Array, "N 2"]
+    original_sizes: Sequence[tuple[int, int]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the padded images."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RpnOutput:
+    """What the region proposal network says of every anchor, in the order of the anchors.
+
+    Attributes:
+        objectness_logits: per level (N, A, 1) with one logit, or (N, A, 2) for (background, object).
+        deltas: per level (N, A, 4), the box's offset from its anchor.
+    """
+
+    objectness_logits: Sequence[Float[Tensor, "N _ _"]]
+    deltas: Sequence[Float[Tensor, "N _ 4"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposals:
+    """The regions of one image that the RPN takes for objects, best first.
+
+    Attributes:
+        boxes: (R, 4), pixels of the network's input.
+        scores: (R,), the probability of an object.
+    """
+
+    boxes: Float[Array, "R 4"]
+    scores: Float[Array, " R"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnchorTargets:
+    """What the RPN should have said, for the anchors of all levels in one row.
+
+    Attributes:
+        labels: (N, A), 1 object, 0 background, -1 takes no part.
+        deltas: (N, A, 4), meaningful where the label is 1.
+    """
+
+    labels: Int[Array, "N A"]
+    deltas: Float[Array, "N A 4"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rois:
+    """The regions that the heads look at, of all images of a batch, and what the heads should say of them.
+
+    Attributes:
+        boxes: (R, 4), pixels of the network's input.
+        images: (R,), the image that each box lies in.
+        classes: (R,), the class it should get; 0 is the background, -1 takes no part in the class loss.
+        deltas: (R, 4), the offset to the matched object, meaningful where the class is positive.
+        foreground: (F,), the positions of the regions with an object.
+        masks: (F, S, S), the mask of the matched object inside each foreground region; None without masks.
+    """
+
+    boxes: Float[Array, "R 4"]
+    images: Int[Array, " R"]
+    classes: Int[Array, " R"]
+    deltas: Float[Array, "R 4"]
+    foreground: Int[Array, " F"]
+    masks: Float[Array, "F S S"] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detections:
+    """The objects found in one image, best first.
+
+    Attributes:
+        boxes: (D, 4), pixels of the original image.
+        classes: (D,), from 1.
+        scores: (D,), probabilities.
+        masks: (D, H, W): bool when thresholded, probabilities when soft; None without a mask head.
+    """
+
+    boxes: Float[Array, "D 4"]
+    classes: Int[Array, " D"]
+    scores: Float[Array, " D"]
+    masks: Num[Array, "D H W"] | Bool[Array, "D H W"] | None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
