@@ -1,0 +1,404 @@
+"""Every choice of the network, stage by stage, as frozen records.
+
+Implementations of Mask R-CNN agree on the equations and differ in some thirty conventions, each of which silently
+breaks a port. Here each convention is a named field with two or more values, and a preset
+(:mod:`refnet.rcnn.presets`) is nothing but a setting of them. The comment behind a field says who uses what:
+M is Matterport's Mask_RCNN 2.1, T torchvision, D Detectron2, C ChainerCV, PF py-faster-rcnn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from refnet.errors import ConfigError
+
+Four: TypeAlias = tuple[float, float, float, float]
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _check_fraction(name: str, *values: float) -> None:
+    for value in values:
+        _check(0.0 <= value <= 1.0, f"{name} must lie in [0, 1], got {value}")
+
+
+def _check_positive(name: str, *values: float) -> None:
+    for value in values:
+        _check(value > 0, f"{name} must be positive, got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputConfig:
+    """From an image file's pixels to the network's input."""
+
+    channels: int = 3
+    """Number of image channels; any number works."""
+    resize: Literal["none", "shortest_edge", "square"] = "shortest_edge"
+    """none: as given. shortest_edge: the shorter side becomes min_size unless the longer one would exceed max_size
+    (T, D). square: enlarged to min_size at least, shrunk to max_size at most, padded to max_size squared (M)."""
+    min_size: int = 800
+    max_size: int = 1333
+    """T 1333, M 1024, PF 600 and 1000."""
+    pad_divisor: int = 32
+    """Height and width are padded to a multiple; M 64."""
+    pad_position: Literal["end", "center"] = "end"
+    """Where the image lies in the padding. end: padding below and to the right (T); center (M)."""
+    pad_before_normalization: bool = False
+    """False: padded pixels are 0 after normalisation (T). True: they are black, so -mean / std after it (M)."""
+    value_scale: float = 1.0 / 255.0
+    """Bytes are multiplied by this first: 1/255 (T), 1 (M, D)."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """One number a channel, or one for all. M: mean 123.7, 116.8, 103.9, std 1."""
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    """bgr reverses the channels (D, PF: weights that came from Caffe)."""
+
+    def __post_init__(self) -> None:
+        _check_positive("input.channels, min_size, max_size, pad_divisor", self.channels, self.min_size, self.max_size)
+        _check_positive("input.pad_divisor", self.pad_divisor)
+        _check(self.max_size >= self.min_size, f"input.max_size must be at least min_size, got {self.max_size}")
+        _check_positive("input.std", *self.std)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            _check(
+                len(values) in (1, self.channels),
+                f"input.{name} must have 1 or {self.channels} entries for {self.channels} channels, got {len(values)}",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneConfig:
+    """A residual network (He et al. 2016, table 1)."""
+
+    depth: Literal[18, 34, 50, 101, 152] = 50
+    width: int = 64
+    """Channels of the stem; stages have 1, 2, 4, 8 times as many (4 times that behind a bottleneck)."""
+    conv_bias: bool = False
+    """Convolutions before a batch norm have a bias: False (T, D), True (M)."""
+    stride_in: Literal["1x1", "3x3"] = "3x3"
+    """Which convolution of a bottleneck strides: the first 1x1 (M, the paper, Caffe weights) or the 3x3 (T)."""
+    padding: Literal["symmetric", "same"] = "symmetric"
+    """same: the stem's max-pool pads as TensorFlow, below and to the right on even sizes (M)."""
+    norm: Literal["batch", "frozen", "frozen_statistics"] = "frozen"
+    """batch: statistics of the batch in training. frozen: fixed statistics, scale and shift (T, D).
+    frozen_statistics: fixed statistics only, scale and shift are trained (M's TRAIN_BN = False)."""
+    norm_epsilon: float = 1e-5
+    """T 1e-5 (0 for the published COCO_V1 files), M 1e-3."""
+    norm_momentum: float = 0.1
+    """How much a batch moves the running statistics. T 0.1, M (Keras .99) 0.01."""
+    initialization: Literal["kaiming_fan_out", "glorot_uniform"] = "kaiming_fan_out"
+    """kaiming_fan_out (T), glorot_uniform (M: the default of Keras)."""
+    zero_init_residual: bool = False
+    """The last batch norm of each block starts at scale 0, so that blocks start as the identity (Goyal et al. 2017)."""
+
+    def __post_init__(self) -> None:
+        _check_positive("backbone.width", self.width)
+        _check(self.norm_epsilon >= 0, f"backbone.norm_epsilon must not be negative, got {self.norm_epsilon}")
+        _check_fraction("backbone.norm_momentum", self.norm_momentum)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FpnConfig:
+    """The feature pyramid (Lin et al. 2017)."""
+
+    channels: int = 256
+    initialization: Literal["kaiming_uniform", "glorot_uniform"] = "kaiming_uniform"
+    """kaiming_uniform with a = 1 (T), glorot_uniform (M)."""
+
+    def __post_init__(self) -> None:
+        _check_positive("fpn.channels", self.channels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnchorConfig:
+    """Reference boxes at every position of every level (Ren et al. 2015, section 3.1.1)."""
+
+    sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
+    """Square roots of the areas, in pixels, for P2 to P6."""
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    ratio_is: Literal["h/w", "w/h"] = "h/w"
+    """h/w (T, D), w/h (M)."""
+    center_offset: float = 0.0
+    """Centre of the first anchor in strides: 0 (T, M, D), 0.5 (C)."""
+    rounding: bool = True
+    """Corners about the centre are rounded to whole pixels, half to even: True (T), False (M, D)."""
+    order: Literal["ratio_major", "size_major"] = "ratio_major"
+    """Order at one position: all sizes of the first ratio first (T), or all ratios of the first size (D)."""
+    stride: Literal["nominal", "floor"] = "nominal"
+    """nominal: 4, 8, 16, 32, 64. floor: size of the padded input // size of the feature map (T)."""
+
+    def __post_init__(self) -> None:
+        _check(len(self.sizes) == 5, f"anchors.sizes must have one entry for each of P2 to P6, got {len(self.sizes)}")
+        _check(len({len(s) for s in self.sizes}) == 1, "anchors.sizes must have equally many sizes on every level")
+        _check(bool(self.ratios), "anchors.ratios must not be empty")
+        _check_positive("anchors.sizes", *(size for level in self.sizes for size in level))
+        _check_positive("anchors.ratios", *self.ratios)
+
+    @property
+    def per_position(self) -> int:
+        """Anchors at one position."""
+        return len(self.ratios) * len(self.sizes[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RpnConfig:
+    """The region proposal network and what becomes of its output (Ren et al. 2015, section 3.1)."""
+
+    channels: int = 256
+    """Width of the shared 3x3 convolution: 256 (T, D), 512 (M)."""
+    objectness: Literal["sigmoid", "softmax"] = "sigmoid"
+    """One logit (T, D) or two, background first (M, the paper)."""
+    delta_std: Four = (1.0, 1.0, 1.0, 1.0)
+    """What deltas are divided by as targets and multiplied by when decoded: 1 (T), .1 .1 .2 .2 (M)."""
+    delta_clamp: float | None = 4.135166556742356
+    """Largest dw, dh before the exponential, log(1000 / 16) (T, D); None: unlimited (M)."""
+    initialization: Literal["normal", "glorot_uniform"] = "normal"
+    """Normal with a deviation of 0.01 (T, the paper), or Glorot's uniform (M)."""
+
+    scope: Literal["per_level", "global"] = "per_level"
+    """Whether the best are taken, and suppress each other, on each level (T, D) or over all levels together (M)."""
+    pre_nms_train: int = 2000
+    pre_nms_test: int = 1000
+    """Proposals that enter NMS; T 2000 and 1000 a level, M 6000 in all."""
+    post_nms_train: int = 2000
+    post_nms_test: int = 1000
+    """Proposals that remain for an image."""
+    nms_threshold: float = 0.7
+    min_size: float = 1e-3
+    """Proposals narrower or lower than this are dropped: 1e-3 (T), 0 (M, D), 16 (PF, C)."""
+    score_threshold: float = 0.0
+    """Proposals below this probability are dropped (T 0)."""
+
+    def __post_init__(self) -> None:
+        _check_positive("rpn.channels", self.channels)
+        _check_positive("rpn.delta_std", *self.delta_std)
+        _check_positive("rpn.pre_nms_*, post_nms_*", self.pre_nms_train, self.pre_nms_test)
+        _check_positive("rpn.pre_nms_*, post_nms_*", self.post_nms_train, self.post_nms_test)
+        _check_fraction("rpn.nms_threshold", self.nms_threshold)
+        _check_fraction("rpn.score_threshold", self.score_threshold)
+        _check(self.min_size >= 0, f"rpn.min_size must not be negative, got {self.min_size}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnchorTargetConfig:
+    """Which anchors should say "object", and which take part in the loss (Ren et al. 2015, section 3.1.2)."""
+
+    positive_iou: float = 0.7
+    negative_iou: float = 0.3
+    force_best: Literal["ties", "first"] = "ties"
+    """Each object's best anchor is positive whatever its IoU: all that tie for it (T, D, M 2.1), or the first only."""
+    forced_match: Literal["own_best", "forcing_object"] = "own_best"
+    """What a forced anchor regresses to: the object that it itself overlaps most (T, D, M), or the one that
+    forced it, which is what the paper says."""
+    border: Literal["keep", "ignore"] = "keep"
+    """ignore: anchors that cross the image's border take no part (the paper, PF, C)."""
+    crowd: Literal["drop", "avoid"] = "drop"
+    """drop: crowds are treated as if they weren't there (T, D). avoid: an anchor or region that overlaps one by
+    crowd_iou is not taken for background either (M)."""
+    crowd_iou: float = 0.001
+    batch_size: int = 256
+    """Anchors of an image that take part in the loss."""
+    positive_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_fraction("anchor_targets.positive_iou, negative_iou", self.positive_iou, self.negative_iou)
+        _check(
+            self.negative_iou <= self.positive_iou,
+            f"anchor_targets.negative_iou must be at most positive_iou, got {self.negative_iou}",
+        )
+        _check_fraction("anchor_targets.positive_fraction", self.positive_fraction)
+        _check_positive("anchor_targets.batch_size", self.batch_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoiTargetConfig:
+    """Which proposals train the heads, and towards what (Girshick 2015, section 2.3; He et al. 2017, section 3)."""
+
+    append_ground_truth: bool = True
+    """The true boxes join the proposals: True (T, D), False (M)."""
+    positive_iou: float = 0.5
+    negative_iou_low: float = 0.0
+    """Background has an IoU in [negative_iou_low, positive_iou): 0 (T, D, M), 0.1 (PF)."""
+    batch_size: int = 512
+    """Regions of an image: 512 (T, D), 200 (M), 128 (PF)."""
+    positive_fraction: float = 0.25
+    """T, D .25; M .33."""
+    negatives: Literal["fill", "ratio"] = "fill"
+    """fill: background up to batch_size (T, D). ratio: int(positives / positive_fraction) - positives, so none
+    where nothing is positive (M)."""
+    crowd: Literal["drop", "avoid"] = "drop"
+    crowd_iou: float = 0.001
+    mask_sampling: Literal["roi_align", "crop_and_resize"] = "roi_align"
+    """How the true mask is resampled inside a region: roi_align, adaptive, not aligned (T); crop_and_resize (M)."""
+    mask_values: Literal["soft", "round", "threshold"] = "soft"
+    """Targets are left as they are (T), rounded with 0.5 to 0 (M), or 1 from 0.5 on (D)."""
+
+    def __post_init__(self) -> None:
+        _check_fraction("roi_targets.positive_iou, negative_iou_low", self.positive_iou, self.negative_iou_low)
+        _check_fraction("roi_targets.positive_fraction", self.positive_fraction)
+        _check(
+            self.negatives == "fill" or self.positive_fraction > 0,
+            'roi_targets.positive_fraction must be positive for negatives "ratio", got 0',
+        )
+        _check_positive("roi_targets.batch_size", self.batch_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoiPoolConfig:
+    """From a region of any size to features of one size (He et al. 2017, section 3, RoIAlign)."""
+
+    size: int = 7
+    method: Literal["roi_align", "crop_and_resize", "roi_pool"] = "roi_align"
+    """roi_align (T, D), crop_and_resize (M), roi_pool (Fast R-CNN, PF)."""
+    sampling_ratio: int = 2
+    """Samples along each side of a bin; 0: as many as the bin has pixels. T 2, D 0. For roi_align."""
+    aligned: bool = False
+    """Shift by half a pixel, so that a pixel's centre is at +0.5: False (T), True (D's ROIAlignV2). For roi_align."""
+    level_rounding: Literal["floor", "round"] = "floor"
+    """The pyramid level of a box, eq. 1 of Lin et al. 2017: floor (the paper, T, D), round half to even (M)."""
+    level_epsilon: float = 1e-6
+    """Added before rounding, so that a side of exactly 224 doesn't fall a level by an ulp: 1e-6 (T), 0 (M)."""
+    canonical_size: float = 224.0
+    canonical_level: int = 4
+    """A box of canonical_size squared goes to this level."""
+    box_units: Literal["pixels", "normalized"] = "pixels"
+    """In which units area is taken and crop_and_resize reads boxes: pixels; or (box - [0, 0, 1, 1]) divided by
+    (width - 1, height - 1) of the padded input (M)."""
+
+    def __post_init__(self) -> None:
+        _check_positive("pool size, canonical_size", self.size, self.canonical_size)
+        _check(self.sampling_ratio >= 0, f"pool sampling_ratio must not be negative, got {self.sampling_ratio}")
+        _check(
+            self.method != "crop_and_resize" or self.box_units == "normalized",
+            'pool box_units must be "normalized" for crop_and_resize, which knows no other',
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxHeadConfig:
+    """Class and box of a region (Lin et al. 2017, section 4.2)."""
+
+    kind: Literal["fc", "conv"] = "fc"
+    """fc: two fully connected layers (T, D). conv: a 7x7 and a 1x1 convolution with batch norm (M)."""
+    channels: int = 1024
+    class_agnostic: bool = False
+    """One box for all classes instead of one for each."""
+    delta_std: Four = (0.1, 0.1, 0.2, 0.2)
+    """Deltas are divided by this as targets: the weights 10, 10, 5, 5 of T and D."""
+    delta_clamp: float | None = 4.135166556742356
+    """As in RpnConfig: log(1000 / 16) (T, D), None (M)."""
+    background: Literal["first", "last"] = "first"
+    """Where the background stands among the class logits: first (T, M), last (D)."""
+    initialization: Literal["torchvision", "detectron", "glorot_uniform"] = "detectron"
+    """torchvision: uniform of fan-in throughout (T); detectron: the predictors are normal with deviations .01 and
+    .001 (D, the paper); glorot_uniform (M)."""
+
+    def __post_init__(self) -> None:
+        _check_positive("box_head.channels", self.channels)
+        _check_positive("box_head.delta_std", *self.delta_std)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskHeadConfig:
+    """A mask for each class inside a region (He et al. 2017, figure 4 right)."""
+
+    enabled: bool = True
+    """False: Faster R-CNN."""
+    convolutions: int = 4
+    channels: int = 256
+    norm: Literal["none", "batch", "frozen", "frozen_statistics"] = "none"
+    """Batch norm behind each convolution: none (T, D), batch (M trains it so when TRAIN_BN is on)."""
+    class_agnostic: bool = False
+    initialization: Literal["kaiming_fan_out", "glorot_uniform"] = "kaiming_fan_out"
+
+    def __post_init__(self) -> None:
+        _check(self.convolutions >= 0, f"mask_head.convolutions must not be negative, got {self.convolutions}")
+        _check_positive("mask_head.channels", self.channels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """What each of the five losses is divided by, and how they add up (He et al. 2017, section 3: L = Lcls + Lbox + Lmask)."""
+
+    rpn_beta: float = 1.0 / 9.0
+    """Where smooth L1 turns from square to linear: 1/9 (T), 1 (M, the paper), 0 (D: plain L1)."""
+    rpn_box_denominator: Literal["sampled", "positive_coordinates"] = "sampled"
+    """sampled: anchors in the loss (T, D). positive_coordinates: 4 times the positive ones, a mean (M)."""
+    box_beta: float = 1.0 / 9.0
+    """As rpn_beta, for the box head: 1/9 (T), 1 (M, C), 0 (D)."""
+    box_denominator: Literal["sampled", "positive_coordinates"] = "sampled"
+    rpn_class_weight: float = 1.0
+    rpn_box_weight: float = 1.0
+    class_weight: float = 1.0
+    box_weight: float = 1.0
+    mask_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("rpn_beta", "box_beta"):
+            _check(getattr(self, name) >= 0, f"losses.{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectionConfig:
+    """From the heads' output to objects (Ren et al. 2015, section 3.2; He et al. 2017, section 3.1)."""
+
+    classes: Literal["all", "argmax"] = "all"
+    """Whether a region may become an object of every class above the threshold (T, D) or of its best only (M)."""
+    score_threshold: float = 0.05
+    """T, D .05 (score > threshold); M .7 (score >= threshold)."""
+    score_comparison: Literal[">", ">="] = ">"
+    nms_threshold: float = 0.5
+    """T, D .5; M .3."""
+    limit: int = 100
+    """Objects of an image."""
+    min_size: float = 1e-2
+    """Narrower or lower boxes are dropped: 1e-2 (T), 0 (M)."""
+    paste: Literal["soft", "hard"] = "soft"
+    """soft: the mask is expanded by a pixel and resampled into the image's integer box as probabilities (T).
+    hard: resized to the box with rounded corners, and thresholded (M)."""
+    mask_threshold: float | None = 0.5
+    """A pasted mask is true from here on; None leaves probabilities (T returns those). M .5."""
+
+    def __post_init__(self) -> None:
+        _check_fraction("detections.score_threshold, nms_threshold", self.score_threshold, self.nms_threshold)
+        _check_positive("detections.limit", self.limit)
+        _check(self.min_size >= 0, f"detections.min_size must not be negative, got {self.min_size}")
+        if self.mask_threshold is not None:
+            _check_fraction("detections.mask_threshold", self.mask_threshold)
+        _check(
+            self.paste == "soft" or self.mask_threshold is not None,
+            'detections.mask_threshold must be a number for paste "hard", got None',
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """All stages of Mask R-CNN, in the order of the data flow."""
+
+    num_classes: int = 80
+    """Kinds of objects; the background isn't one."""
+    box_extent: Literal["continuous", "inclusive"] = "continuous"
+    """continuous: a box is x2 - x1 wide (T, D, M). inclusive: x2 - x1 + 1, as if x2 were the last pixel (PF)."""
+    input: InputConfig = field(default_factory=InputConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    fpn: FpnConfig = field(default_factory=FpnConfig)
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    rpn: RpnConfig = field(default_factory=RpnConfig)
+    anchor_targets: AnchorTargetConfig = field(default_factory=AnchorTargetConfig)
+    roi_targets: RoiTargetConfig = field(default_factory=RoiTargetConfig)
+    box_pool: RoiPoolConfig = field(default_factory=lambda: RoiPoolConfig(size=7))
+    mask_pool: RoiPoolConfig = field(default_factory=lambda: RoiPoolConfig(size=14))
+    box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
+    mask_head: MaskHeadConfig = field(default_factory=MaskHeadConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    detections: DetectionConfig = field(default_factory=DetectionConfig)
+
+    def __post_init__(self) -> None:
+        _check_positive("num_classes", self.num_classes)
+
+
+def broadcast(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One number for all channels, or one for each, as one for each."""
+    return tuple(values) * channels if len(values) == 1 else tuple(values)

@@ -1,0 +1,156 @@
+"""Settings of the conventions that belong together: a peer's, the paper's, and a small model for toy shapes.
+
+Each preset takes the number of classes (without background) and returns a :class:`~refnet.rcnn.config.ModelConfig`;
+:func:`dataclasses.replace` changes what should differ.
+"""
+
+from collections.abc import Callable
+
+from refnet.rcnn.config import (
+    AnchorConfig,
+    AnchorTargetConfig,
+    BackboneConfig,
+    BoxHeadConfig,
+    DetectionConfig,
+    FpnConfig,
+    InputConfig,
+    LossConfig,
+    MaskHeadConfig,
+    ModelConfig,
+    RoiPoolConfig,
+    RoiTargetConfig,
+    RpnConfig,
+)
+
+
+def torchvision(num_classes: int = 90) -> ModelConfig:
+    """``torchvision.models.detection.maskrcnn_resnet50_fpn``: torchvision's constants are the defaults of the fields."""
+    return ModelConfig(
+        num_classes=num_classes,
+        anchors=AnchorConfig(stride="floor"),
+        box_head=BoxHeadConfig(initialization="torchvision"),
+        detections=DetectionConfig(mask_threshold=None),
+    )
+
+
+def matterport(num_classes: int = 80) -> ModelConfig:
+    """Matterport's Mask_RCNN 2.1 with ResNet-101, ``mrcnn/config.py`` and ``mrcnn/model.py``."""
+    return ModelConfig(
+        num_classes=num_classes,
+        input=InputConfig(
+            resize="square",
+            min_size=800,
+            max_size=1024,
+            pad_divisor=64,
+            pad_position="center",
+            pad_before_normalization=True,
+            value_scale=1.0,
+            mean=(123.7, 116.8, 103.9),
+            std=(1.0,),
+        ),
+        backbone=BackboneConfig(
+            depth=101,
+            conv_bias=True,
+            stride_in="1x1",
+            padding="same",
+            norm="frozen_statistics",
+            norm_epsilon=1e-3,
+            norm_momentum=0.01,
+            initialization="glorot_uniform",
+        ),
+        fpn=FpnConfig(initialization="glorot_uniform"),
+        anchors=AnchorConfig(ratio_is="w/h", rounding=False, order="size_major"),
+        rpn=RpnConfig(
+            channels=512,
+            objectness="softmax",
+            delta_std=(0.1, 0.1, 0.2, 0.2),
+            delta_clamp=None,
+            initialization="glorot_uniform",
+            scope="global",
+            pre_nms_train=6000,
+            pre_nms_test=6000,
+            post_nms_train=2000,
+            post_nms_test=1000,
+            min_size=0.0,
+        ),
+        anchor_targets=AnchorTargetConfig(crowd="avoid"),
+        roi_targets=RoiTargetConfig(
+            append_ground_truth=False,
+            batch_size=200,
+            positive_fraction=0.33,
+            negatives="ratio",
+            crowd="avoid",
+            mask_sampling="crop_and_resize",
+            mask_values="round",
+        ),
+        box_pool=_matterport_pool(7),
+        mask_pool=_matterport_pool(14),
+        box_head=BoxHeadConfig(kind="conv", delta_clamp=None, initialization="glorot_uniform"),
+        mask_head=MaskHeadConfig(norm="frozen_statistics", initialization="glorot_uniform"),
+        losses=LossConfig(
+            rpn_beta=1.0,
+            rpn_box_denominator="positive_coordinates",
+            box_beta=1.0,
+            box_denominator="positive_coordinates",
+        ),
+        detections=DetectionConfig(
+            classes="argmax",
+            score_threshold=0.7,
+            score_comparison=">=",
+            nms_threshold=0.3,
+            min_size=0.0,
+            paste="hard",
+        ),
+    )
+
+
+def _matterport_pool(size: int) -> RoiPoolConfig:
+    return RoiPoolConfig(
+        size=size, method="crop_and_resize", level_rounding="round", level_epsilon=0.0, box_units="normalized"
+    )
+
+
+def paper(num_classes: int = 80) -> ModelConfig:
+    """Mask R-CNN as published (He et al. 2017, with Lin et al. 2017 and Ren et al. 2015 where it refers to them)."""
+    return ModelConfig(
+        num_classes=num_classes,
+        input=InputConfig(value_scale=1.0, mean=(102.9801, 115.9465, 122.7717), std=(1.0,), channel_order="bgr"),
+        backbone=BackboneConfig(depth=101, stride_in="1x1"),
+        anchors=AnchorConfig(rounding=False),
+        rpn=RpnConfig(objectness="softmax", min_size=0.0, pre_nms_train=2000, post_nms_train=2000),
+        anchor_targets=AnchorTargetConfig(forced_match="forcing_object", border="ignore"),
+        roi_targets=RoiTargetConfig(mask_values="threshold"),
+        box_pool=RoiPoolConfig(size=7, level_epsilon=0.0),
+        mask_pool=RoiPoolConfig(size=14, level_epsilon=0.0),
+        losses=LossConfig(rpn_beta=1.0, box_beta=1.0),
+        detections=DetectionConfig(min_size=0.0),
+    )
+
+
+def shapes(num_classes: int = 3) -> ModelConfig:
+    """A small network that learns toy shapes of 128x128 pixels from scratch on a laptop, within minutes."""
+    return ModelConfig(
+        num_classes=num_classes,
+        input=InputConfig(resize="none", mean=(0.5,), std=(0.25,)),
+        backbone=BackboneConfig(depth=18, width=32, norm="batch", zero_init_residual=True),
+        fpn=FpnConfig(channels=64),
+        anchors=AnchorConfig(sizes=((16.0,), (32.0,), (48.0,), (64.0,), (96.0,)), center_offset=0.5, rounding=False),
+        rpn=RpnConfig(
+            channels=64, pre_nms_train=200, pre_nms_test=100, post_nms_train=100, post_nms_test=50, min_size=1.0
+        ),
+        anchor_targets=AnchorTargetConfig(batch_size=64, forced_match="forcing_object"),
+        roi_targets=RoiTargetConfig(batch_size=32, mask_values="threshold"),
+        box_pool=RoiPoolConfig(size=7, aligned=True, canonical_size=64.0, canonical_level=3),
+        mask_pool=RoiPoolConfig(size=14, aligned=True, canonical_size=64.0, canonical_level=3),
+        box_head=BoxHeadConfig(channels=256),
+        mask_head=MaskHeadConfig(convolutions=2, channels=64),
+        detections=DetectionConfig(limit=20),
+    )
+
+
+PRESETS: dict[str, Callable[..., ModelConfig]] = {
+    "torchvision": torchvision,
+    "matterport": matterport,
+    "paper": paper,
+    "shapes": shapes,
+}
