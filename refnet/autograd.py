@@ -233,10 +233,11 @@ def backward(root: Tensor, grad: Array | None = None) -> None:
     """
     if not root.requires_grad:
         raise GraphError("backward: the tensor depends on nothing that requires gradients")
+    xp = namespace(root.data)
     if grad is None:
         if root.size != 1:
             raise GraphError(f"backward: a gradient is needed for a result that isn't a scalar, got shape {root.shape}")
-        grad = namespace(root.data).ones_like(root.data)
+        grad = xp.ones_like(root.data)
     elif grad.shape != root.shape:
         raise ShapeError(
             f"backward: the gradient must have the shape of the tensor, expected {root.shape}, got {grad.shape}"
@@ -246,10 +247,10 @@ def backward(root: Tensor, grad: Array | None = None) -> None:
     order = _topological_order(root)
     while order:
         tensor = order.pop()
-        gradient = gradients.pop(id(tensor))
+        gradient = xp.asarray(gradients.pop(id(tensor)))  # arithmetic turns arrays without axes into scalars
         function = tensor.creator
         if function is None:
-            tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+            tensor.grad = gradient if tensor.grad is None else xp.asarray(tensor.grad + gradient)
             continue
         input_gradients = function.backward(gradient)
         for source, needed, contribution in zip(function.inputs, function.needs_grad, input_gradients, strict=True):
@@ -299,7 +300,8 @@ class Add(Function):
     """a + b."""
 
     def forward(self, a: Array, b: Array) -> Array:
-        return a + b
+        total: Array = a + b
+        return total
 
     def backward(self, grad_output: Array) -> Gradients:
         return grad_output, grad_output
@@ -309,7 +311,8 @@ class Subtract(Function):
     """a - b."""
 
     def forward(self, a: Array, b: Array) -> Array:
-        return a - b
+        difference: Array = a - b
+        return difference
 
     def backward(self, grad_output: Array) -> Gradients:
         return grad_output, -grad_output
@@ -334,8 +337,9 @@ class Divide(Function):
     """a / b, element by element."""
 
     def forward(self, a: Array, b: Array) -> Array:
-        self.b, self.y = b, a / b
-        return self.y
+        quotient: Array = a / b
+        self.b, self.y = b, quotient
+        return quotient
 
     def backward(self, grad_output: Array) -> Gradients:
         grad_a = grad_output / self.b

@@ -6,7 +6,8 @@ import hypothesis
 from jaxtyping import install_import_hook
 
 # every annotation such as Float[Array, "N H W C"] in refnet is executed while the tests run
-_hook = install_import_hook("refnet", "beartype.beartype")
+# (an int is a float, as PEP 484 has it)
+_hook = install_import_hook("refnet", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 hypothesis.settings.register_profile("default", max_examples=50, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("long", max_examples=500, deadline=None)

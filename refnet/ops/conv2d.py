@@ -113,7 +113,7 @@ class Conv2d(Function):
         if self.needs_grad[1]:
             grads[1] = conv2d_grad_weight(self.x, grad_output, kernel_size=self.w.shape[:2], **self.geometry)
         if len(self.needs_grad) == 3:
-            grads.append(grad_output.sum(axis=(0, 1, 2)))
+            grads.append(grad_output.sum(axis=(0, 1, 2)) if self.needs_grad[2] else None)
         return tuple(grads)
 
 

@@ -1,0 +1,140 @@
+"""Resizing images: nearest neighbour and bilinear, channels last.
+
+Both are separable: rows and columns are resampled by one small matrix each,
+
+.. math:: y_{n} = Y\\, x_{n}\\, X^{\\top} \\qquad \\bar x_n = Y^{\\top} \\bar y_n X
+
+so the adjoint is the same two matrices transposed. For bilinear interpolation a row of Y holds the hat function
+at the distance of each source row from the sampled coordinate; for nearest neighbour it holds a single one.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from refnet.arrays import Array, namespace
+from refnet.autograd import Function, Gradients, Tensor
+from refnet.errors import ShapeError
+from refnet.ops.conv2d import Pair, as_pair
+
+
+class Separable(Function):
+    """Resample the rows by one matrix and the columns by another."""
+
+    def forward(
+        self, x: Float[Array, "N H W C"], *, rows: Float[Array, "P H"], columns: Float[Array, "Q W"]
+    ) -> Float[Array, "N P Q C"]:
+        xp = namespace(x)
+        self.rows, self.columns = xp.asarray(rows, dtype=x.dtype), xp.asarray(columns, dtype=x.dtype)
+        return _resample(x, self.rows, self.columns)
+
+    def backward(self, grad_output: Array) -> Gradients:
+        return (_resample(grad_output, self.rows.T, self.columns.T),)
+
+
+def _resample(
+    x: Float[Array, "N H W C"], rows: Float[Array, "P H"], columns: Float[Array, "Q W"]
+) -> Float[Array, "N P Q C"]:
+    n, h, w, c = x.shape
+    resized: Array = rows @ x.reshape(n, h, w * c)  # N P W·C
+    y: Array = columns @ resized.reshape(n, len(rows), w, c)  # N P Q C
+    return y
+
+
+class ResizeNearest(Function):
+    """Every output pixel copies one source pixel; the adjoint adds the copies up."""
+
+    def forward(self, x: Float[Array, "N H W C"], *, size: Pair) -> Float[Array, "N P Q C"]:
+        self.source, self.size = x.shape[1:3], size
+        factors = _whole_factors(self.source, size)
+        if factors is not None:
+            return x.repeat(factors[0], axis=1).repeat(factors[1], axis=2)
+        xp = namespace(x)
+        rows, columns = (xp.asarray(nearest(*extents)) for extents in zip(self.source, size, strict=True))
+        y: Array = x.take(rows, axis=1).take(columns, axis=2)
+        return y
+
+    def backward(self, grad_output: Array) -> Gradients:
+        factors = _whole_factors(self.source, self.size)
+        if factors is not None:
+            grad = grad_output[:, :: factors[0], :: factors[1]].copy()
+            for a in range(factors[0]):
+                for b in range(factors[1]):
+                    if (a, b) != (0, 0):
+                        grad += grad_output[:, a :: factors[0], b :: factors[1]]
+            return (grad,)
+        xp = namespace(grad_output)
+        copies = [
+            np.eye(s, dtype=grad_output.dtype)[nearest(s, t)] for s, t in zip(self.source, self.size, strict=True)
+        ]
+        return (_resample(grad_output, xp.asarray(copies[0]).T, xp.asarray(copies[1]).T),)
+
+
+def _whole_factors(source: Pair, size: Pair) -> Pair | None:
+    """By what whole numbers both extents grow, or None if one doesn't."""
+    return None if size[0] % source[0] or size[1] % source[1] else (size[0] // source[0], size[1] // source[1])
+
+
+def nearest(source: int, size: int) -> Int[np.ndarray, " P"]:
+    """Which of `source` pixels each of `size` pixels copies: floor(i · source / size), in whole numbers."""
+    return np.arange(size) * source // size
+
+
+def bilinear(source: int, size: int, *, align_corners: bool) -> Float[np.ndarray, "P S"]:
+    """The matrix that samples `source` pixels at `size` places: the hat function 1 - |distance| around each."""
+    if align_corners:
+        at = np.arange(size) * ((source - 1) / max(size - 1, 1))
+    else:
+        at = (np.arange(size) + 0.5) * (source / size) - 0.5  # the centre of pixel i is i + 1/2
+    at = at.clip(0, source - 1)
+    hat: Array = np.maximum(0, 1 - abs(at[:, None] - np.arange(source)))
+    return hat
+
+
+def resize_nearest(x: Tensor, size: int | Pair) -> Tensor:
+    """Resize images to `size` (rows, columns), every pixel a copy of one source pixel.
+
+    Choice: pixel i copies source pixel floor(i H / Ho), PyTorch's "nearest", which feature pyramids were trained
+    with; "nearest-exact" copies the one under the centre, floor((i + 1/2) H / Ho). Whole factors give the same.
+
+    Raises:
+        ShapeError: x isn't (N, H, W, C), or has no pixels.
+        ArgumentError: `size` isn't positive.
+    """
+    return ResizeNearest()(x, size=_checked(x, size, "resize_nearest"))
+
+
+def upsample_nearest(x: Tensor, factor: int | Pair) -> Tensor:
+    """Repeat every pixel `factor` times along rows and columns.
+
+    Raises:
+        ShapeError: x isn't (N, H, W, C), or has no pixels.
+        ArgumentError: `factor` isn't positive.
+    """
+    vertical, horizontal = as_pair(factor, "upsample_nearest: factor")
+    _checked(x, 1, "upsample_nearest")
+    return resize_nearest(x, (x.shape[1] * vertical, x.shape[2] * horizontal))
+
+
+def resize_bilinear(x: Tensor, size: int | Pair, *, align_corners: bool = False) -> Tensor:
+    """Resize images to `size` (rows, columns), interpolating between the four pixels around each sample.
+
+    Choice: sample i lies at (i + 1/2) H / Ho - 1/2 in units of pixel centres, so that the outer edges of both
+    images coincide, and is moved to the nearest centre if it lies outside of all. With `align_corners` it lies at
+    i (H - 1) / (Ho - 1) instead, so that the outer centres coincide. Neither averages when it shrinks.
+
+    Raises:
+        ShapeError: x isn't (N, H, W, C), or has no pixels.
+        ArgumentError: `size` isn't positive.
+    """
+    rows, columns = _checked(x, size, "resize_bilinear")
+    return Separable()(
+        x,
+        rows=bilinear(x.shape[1], rows, align_corners=align_corners),
+        columns=bilinear(x.shape[2], columns, align_corners=align_corners),
+    )
+
+
+def _checked(x: Tensor, size: int | Pair, what: str) -> Pair:
+    if x.ndim != 4 or x.shape[1] == 0 or x.shape[2] == 0:
+        raise ShapeError(f"{what}: expected x (N, H, W, C) with at least one pixel, got {x.shape}")
+    return as_pair(size, f"{what}: size")
