@@ -13,15 +13,27 @@ from refnet.ops.batch_norm import (
     batch_norm_grad,
     frozen_batch_norm,
 )
+from refnet.ops.binary_cross_entropy import binary_cross_entropy_with_logits
 from refnet.ops.conv2d import conv2d, conv2d_forward, conv2d_grad_input, conv2d_grad_weight
 from refnet.ops.conv_transpose2d import conv_transpose2d
+from refnet.ops.crop_and_resize import (
+    crop_and_resize,
+    crop_and_resize_forward,
+    crop_and_resize_grad_boxes,
+    crop_and_resize_grad_images,
+)
+from refnet.ops.cross_entropy import cross_entropy
 from refnet.ops.dropout import dropout
 from refnet.ops.elementwise import absolute, clip, exp, log, maximum, minimum, power, sqrt
 from refnet.ops.linear import linear, matmul
+from refnet.ops.nms import batched_nms, nms
 from refnet.ops.pooling import avg_pool2d, max_pool2d, max_pool2d_forward, max_pool2d_grad
 from refnet.ops.reductions import max, mean, sum
 from refnet.ops.resize import resize_bilinear, resize_nearest, upsample_nearest
+from refnet.ops.roi_align import roi_align, roi_align_forward, roi_align_grad_boxes, roi_align_grad_features
+from refnet.ops.roi_pool import roi_pool, roi_pool_forward, roi_pool_grad
 from refnet.ops.shape import concatenate, pad, reshape, stack, take, transpose
+from refnet.ops.smooth_l1 import smooth_l1
 
 __all__ = [
     "absolute",
@@ -31,6 +43,8 @@ __all__ = [
     "batch_norm",
     "batch_norm_forward",
     "batch_norm_grad",
+    "batched_nms",
+    "binary_cross_entropy_with_logits",
     "clip",
     "concatenate",
     "conv2d",
@@ -38,6 +52,11 @@ __all__ = [
     "conv2d_grad_input",
     "conv2d_grad_weight",
     "conv_transpose2d",
+    "crop_and_resize",
+    "crop_and_resize_forward",
+    "crop_and_resize_grad_boxes",
+    "crop_and_resize_grad_images",
+    "cross_entropy",
     "dropout",
     "exp",
     "frozen_batch_norm",
@@ -53,13 +72,22 @@ __all__ = [
     "maximum",
     "mean",
     "minimum",
+    "nms",
     "pad",
     "power",
     "relu",
     "reshape",
     "resize_bilinear",
     "resize_nearest",
+    "roi_align",
+    "roi_align_forward",
+    "roi_align_grad_boxes",
+    "roi_align_grad_features",
+    "roi_pool",
+    "roi_pool_forward",
+    "roi_pool_grad",
     "sigmoid",
+    "smooth_l1",
     "softmax",
     "sqrt",
     "stack",
