@@ -1,0 +1,65 @@
+"""Mask R-CNN, one file for each box of the diagram. Stages don't import one another; model.py joins them.
+
+::
+
+    images ─ transform.py ─→ (N, H, W, C), resized, normalised, padded to one size
+       │
+    resnet.py      C2 C3 C4 C5, strides 4 8 16 32           He et al. 2016, table 1
+       │
+    fpn.py         P2 P3 P4 P5 P6, all of one width         Lin et al. 2017, section 3
+       │ ├──────────────────────────────┐
+    rpn.py         objectness_logits,   │                   Ren et al. 2015, section 3.1
+       │           deltas  ←── anchors.py                   Ren et al. 2015, section 3.1.1
+    proposals.py   decoded, clipped, thinned out by NMS     Ren et al. 2015, section 3.3
+       │                                │
+    targets.py     (training) sampled regions, and what     Ren et al. 2015, section 3.1.2
+       │           anchors and regions should say           Girshick 2015, section 2.3
+    roi_pool.py ←───────────────────────┘                   Lin et al. 2017, eq. 1
+       │           (R, P, P, C) from each region's level    He et al. 2017, section 3, RoIAlign
+    heads.py       class_logits, deltas, mask_logits        Lin et al. 2017, 4.2; He et al. 2017, figure 4
+       │
+       ├─ losses.py      (training) the five losses         He et al. 2017, section 3
+       └─ detections.py  (inference) boxes, classes,        He et al. 2017, section 3.1
+                         scores, masks
+
+    config.py      every convention as a field      presets.py   torchvision(), matterport(), paper(), shapes()
+    structures.py  the records between stages       boxes.py     geometry      layers.py   initialisers, norms, layer names
+
+Glossary of letters:
+
+=====  ==================================  =====  ==================================
+N      images of a batch                   R      regions (rois) of a batch
+H, W   height, width                       F      regions with an object (foreground)
+C      channels                            P, Q   rows, columns of pooled features
+A      anchors                             S      side of a mask target, 2 P
+G      ground-truth objects of an image    D      detections of an image
+K      classes without background          B      boxes in general
+=====  ==================================  =====  ==================================
+
+Glossary of names:
+
+===================  =========================================================================================
+box                  (x1, y1, x2, y2), continuous pixels of the network's input; pixel i covers [i, i + 1)
+level, stride        P2 to P6; pixels of the input for one step on that level: 4, 8, 16, 32, 64
+anchors              reference boxes at every position of every level
+deltas               offset of a box from its anchor or region: (dx, dy, dw, dh) / delta_std
+objectness_logits    before sigmoid or softmax: is there an object at an anchor?
+proposals            the RPN's best boxes after NMS
+rois                 proposals sampled for training the heads
+class_logits         before softmax: which class has a region?
+mask_logits          before sigmoid: which pixels of a region belong to the object?
+..._scores           probabilities
+detections           the result: boxes, classes, scores, masks
+gt, truth            what people drew: boxes, classes, masks, crowd flags
+labels               1 object, 0 background, -1 takes no part
+iou                  intersection over union
+extent               whether a box is x2 - x1 wide (continuous) or x2 - x1 + 1 (inclusive)
+===================  =========================================================================================
+"""
+
+from refnet.rcnn.config import ModelConfig
+from refnet.rcnn.losses import Losses
+from refnet.rcnn.model import MaskRCNN
+from refnet.rcnn.structures import Detections, GroundTruth
+
+__all__ = ["Detections", "GroundTruth", "Losses", "MaskRCNN", "ModelConfig"]

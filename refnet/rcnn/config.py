@@ -168,8 +168,8 @@ class RpnConfig:
     nms_threshold: float = 0.7
     min_size: float = 1e-3
     """Proposals narrower or lower than this are dropped: 1e-3 (T), 0 (M, D), 16 (PF, C)."""
-    score_threshold: float = 0.0
-    """Proposals below this probability are dropped (T 0)."""
+    clip: Literal["image", "padded"] = "image"
+    """Proposals are cut off at the image's own border (T, D) or at that of the padding (M)."""
 
     def __post_init__(self) -> None:
         _check_positive("rpn.channels", self.channels)
@@ -177,7 +177,6 @@ class RpnConfig:
         _check_positive("rpn.pre_nms_*, post_nms_*", self.pre_nms_train, self.pre_nms_test)
         _check_positive("rpn.pre_nms_*, post_nms_*", self.post_nms_train, self.post_nms_test)
         _check_fraction("rpn.nms_threshold", self.nms_threshold)
-        _check_fraction("rpn.score_threshold", self.score_threshold)
         _check(self.min_size >= 0, f"rpn.min_size must not be negative, got {self.min_size}")
 
 

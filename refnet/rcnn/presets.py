@@ -72,6 +72,7 @@ def matterport(num_classes: int = 80) -> ModelConfig:
             post_nms_train=2000,
             post_nms_test=1000,
             min_size=0.0,
+            clip="padded",
         ),
         anchor_targets=AnchorTargetConfig(crowd="avoid"),
         roi_targets=RoiTargetConfig(

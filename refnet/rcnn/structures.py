@@ -14,6 +14,7 @@ from refnet.autograd import Tensor
 from refnet.errors import DataError
 
 BACKGROUND = 0  # the class of a region without an object
+STRIDES = (4, 8, 16, 32, 64)  # of P2 to P6, in pixels of the network's input
 IGNORE = -1  # the label of an anchor or region that takes no part in a loss
 
 
@@ -47,7 +48,9 @@ class GroundTruth:
         flat = ~((self.boxes[:, 2:] > self.boxes[:, :2]).all(axis=1) & np.isfinite(self.boxes).all(axis=1))
         if flat.any():
             index = int(flat.argmax())
-            raise DataError(f"ground truth: box {index} must have a positive width and height, got {self.boxes[index].tolist()}")
+            raise DataError(
+                f"ground truth: box {index} must have a positive width and height, got {self.boxes[index].tolist()}"
+            )
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -158,6 +161,19 @@ class Rois:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BoxOutput:
+    """What the box head says of each region.
+
+    Attributes:
+        class_logits: (R, K + 1), the background first or last.
+        deltas: (R, B, 4), a box for each class (B = K + 1, or K where the background is last), or one for all.
+    """
+
+    class_logits: Float[Tensor, "R _"]
+    deltas: Float[Tensor, "R _ 4"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Detections:
     """The objects found in one image, best first.
 
@@ -175,3 +191,17 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+
+def per_class_outputs(num_classes: int, background: str, class_agnostic: bool) -> int:
+    """How many boxes or masks a head predicts for a region."""
+    if class_agnostic:
+        return 1
+    return num_classes + 1 if background == "first" else num_classes
+
+
+def class_channel(classes: Int[Array, " R"], background: str, class_agnostic: bool) -> Int[Array, " R"]:
+    """Which of those outputs belongs to each class, 1 to K."""
+    if class_agnostic:
+        return np.zeros_like(classes)
+    return classes if background == "first" else classes - 1

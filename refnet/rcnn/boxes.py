@@ -1,0 +1,144 @@
+"""Geometry of boxes: area, overlap, offsets, and the conversions from other conventions.
+
+Boxes are (x1, y1, x2, y2) in continuous pixels; pixel i covers [i, i + 1), so a box is x2 - x1 wide. Arrays in
+another convention are converted where they enter, by the function of that name.
+"""
+
+from typing import Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Real
+
+from refnet.arrays import Array
+
+Extent: TypeAlias = Literal["continuous", "inclusive"]
+
+
+def areas(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
+    """Width times height."""
+    result: Array = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    return result
+
+
+def pairwise_intersection(a: Float[Array, "A 4"], b: Float[Array, "B 4"]) -> Float[Array, "A B"]:
+    """The common area of each box of `a` with each of `b`."""
+    width = np.minimum(a[:, None, 2], b[:, 2]) - np.maximum(a[:, None, 0], b[:, 0])
+    height = np.minimum(a[:, None, 3], b[:, 3]) - np.maximum(a[:, None, 1], b[:, 1])
+    common: Array = np.maximum(width, 0) * np.maximum(height, 0)
+    return common
+
+
+def pairwise_iou(a: Float[Array, "A 4"], b: Float[Array, "B 4"]) -> Float[Array, "A B"]:
+    """Intersection over union of each box of `a` with each of `b`; 0 where both are empty.
+
+    .. math:: \\mathrm{IoU}(a, b) = \\frac{|a \\cap b|}{|a| + |b| - |a \\cap b|}
+    """
+    common = pairwise_intersection(a, b)
+    union = areas(a)[:, None] + areas(b) - common
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+
+
+def pairwise_coverage(a: Float[Array, "A 4"], crowds: Float[Array, "B 4"]) -> Float[Array, "A B"]:
+    """Which part of each box of `a` each crowd covers: COCO's overlap with a crowd."""
+    common = pairwise_intersection(a, crowds)
+    own = areas(a)[:, None]
+    return np.divide(common, own, out=np.zeros_like(common), where=own > 0)
+
+
+def encode(boxes: Float[Array, "B 4"], anchors: Float[Array, "B 4"], std: tuple[float, ...]) -> Float[Array, "B 4"]:
+    """The offsets that lead from `anchors` to `boxes`, in units of `std` (Girshick et al. 2014, eqs. 6-9).
+
+    .. math::
+        t_x = (x - x_a) / w_a, \\quad t_y = (y - y_a) / h_a, \\quad t_w = \\log (w / w_a), \\quad t_h = \\log (h / h_a)
+
+    with x, y the centre, w, h the size of the box, and subscript a for the anchor.
+    """
+    center, size = _center_and_size(boxes)
+    anchor_center, anchor_size = _center_and_size(anchors)
+    deltas = np.concatenate([(center - anchor_center) / anchor_size, np.log(size / anchor_size)], axis=1)
+    scaled: Array = deltas / np.asarray(std, deltas.dtype)
+    return scaled
+
+
+def decode(
+    deltas: Float[Array, "B 4"], anchors: Float[Array, "B 4"], std: tuple[float, ...], clamp: float | None
+) -> Float[Array, "B 4"]:
+    """The boxes at `deltas` from `anchors`: the inverse of :func:`encode`.
+
+    With `clamp`, dw and dh are limited to it before the exponential, so that no box is infinite.
+    """
+    deltas = deltas * np.asarray(std, deltas.dtype)
+    center, size = _center_and_size(anchors)
+    log_size = deltas[:, 2:] if clamp is None else np.minimum(deltas[:, 2:], clamp)
+    new_center = deltas[:, :2] * size + center
+    half = 0.5 * (np.exp(log_size) * size)
+    return np.concatenate([new_center - half, new_center + half], axis=1)
+
+
+def _center_and_size(boxes: Array) -> tuple[Array, Array]:
+    size = boxes[:, 2:] - boxes[:, :2]
+    return boxes[:, :2] + 0.5 * size, size
+
+
+def clip(boxes: Float[Array, "*B 4"], window: Real[Array, "4"]) -> Float[Array, "*B 4"]:
+    """`boxes` cut off at `window`, (x1, y1, x2, y2)."""
+    low = np.asarray([window[0], window[1]] * 2, boxes.dtype)
+    high = np.asarray([window[2], window[3]] * 2, boxes.dtype)
+    return np.clip(boxes, low, high)
+
+
+def is_at_least(boxes: Float[Array, "B 4"], size: float) -> Array:
+    """Which boxes are at least `size` wide and high."""
+    wide: Array = (boxes[:, 2:] - boxes[:, :2] >= size).all(axis=1)
+    return wide
+
+
+def widen(boxes: Float[Array, "*B 4"], extent: Extent) -> Float[Array, "*B 4"]:
+    """Boxes whose x2 - x1 is the width under `extent`: with "inclusive", x2 and y2 are the last pixel covered."""
+    if extent == "continuous":
+        return boxes
+    return boxes + np.asarray([0, 0, 1, 1], boxes.dtype)
+
+
+def narrow(boxes: Float[Array, "*B 4"], extent: Extent) -> Float[Array, "*B 4"]:
+    """The inverse of :func:`widen`."""
+    if extent == "continuous":
+        return boxes
+    return boxes - np.asarray([0, 0, 1, 1], boxes.dtype)
+
+
+def from_yxyx(boxes: Real[Array, "*B 4"]) -> Real[Array, "*B 4"]:
+    """(y1, x1, y2, x2), Matterport's and ChainerCV's order, as (x1, y1, x2, y2); it is its own inverse."""
+    result: Array = boxes[..., [1, 0, 3, 2]]
+    return result
+
+
+def from_xywh(boxes: Real[Array, "*B 4"]) -> Real[Array, "*B 4"]:
+    """COCO's (x, y, width, height) as (x1, y1, x2, y2)."""
+    return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
+
+
+def to_xywh(boxes: Real[Array, "*B 4"]) -> Real[Array, "*B 4"]:
+    """(x1, y1, x2, y2) as COCO's (x, y, width, height)."""
+    return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
+
+
+def to_normalized(boxes: Float[Array, "*B 4"], size: tuple[int, int]) -> Float[Array, "*B 4"]:
+    """Pixels as Matterport's normalised coordinates, still as (x1, y1, x2, y2), for an image of `size` (H, W).
+
+    .. math:: \\hat b = (b - [0, 0, 1, 1]) / [W - 1, H - 1, W - 1, H - 1]
+
+    0 is then the centre of the first pixel and 1 that of the last; a box loses a pixel of its width.
+    """
+    height, width = size
+    scale = np.asarray([width - 1, height - 1] * 2, boxes.dtype)
+    result: Array = (boxes - np.asarray([0, 0, 1, 1], boxes.dtype)) / scale
+    return result
+
+
+def from_normalized(boxes: Float[Array, "*B 4"], size: tuple[int, int]) -> Float[Array, "*B 4"]:
+    """The inverse of :func:`to_normalized`, without Matterport's rounding to whole pixels."""
+    height, width = size
+    scale = np.asarray([width - 1, height - 1] * 2, boxes.dtype)
+    result: Array = boxes * scale + np.asarray([0, 0, 1, 1], boxes.dtype)
+    return result

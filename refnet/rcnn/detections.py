@@ -1,0 +1,128 @@
+"""Detections: from the heads' output to objects (Ren et al. 2015, 3.2; He et al. 2017, 3.1, "Inference")."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from refnet.arrays import Array
+from refnet.autograd import Tensor, no_grad
+from refnet.ops import batched_nms, resize_bilinear, sigmoid, softmax
+from refnet.rcnn.boxes import Extent, clip, decode, is_at_least, narrow, widen
+from refnet.rcnn.config import BoxHeadConfig, DetectionConfig, MaskHeadConfig
+from refnet.rcnn.structures import BoxOutput, Detections, ImageBatch, class_channel
+
+
+def select_detections(
+    output: BoxOutput,
+    proposals: Sequence[Float[Array, "_ 4"]],
+    images: ImageBatch,
+    head: BoxHeadConfig,
+    config: DetectionConfig,
+    *,
+    extent: Extent = "continuous",
+) -> list[Detections]:
+    """The objects of each image, without masks, boxes still in pixels of the network's input.
+
+    Args:
+        output: of the box head, for the proposals of all images in a row.
+        proposals: the boxes of each image.
+
+    Choice: a region may become an object of every class whose score passes the threshold, or of its best class
+    only. Boxes of one class suppress each other either way.
+    """
+    scores, deltas = class_scores(output.class_logits, head), output.deltas.data
+    found, start = [], 0
+    for index, boxes in enumerate(proposals):
+        rows = slice(start, start + len(boxes))
+        start += len(boxes)
+        region, classes = _candidates(scores[rows], config)
+        score = scores[rows][region, classes]
+        channel = class_channel(classes, head.background, head.class_agnostic)
+        decoded = decode(deltas[rows][region, channel], widen(boxes[region], extent), head.delta_std, head.delta_clamp)
+        box = clip(narrow(decoded, extent), images.windows[index])
+        large = is_at_least(widen(box, extent), config.min_size)
+        box, score, classes = box[large], score[large], classes[large]
+        kept = batched_nms(widen(box, extent), score, classes, iou_threshold=config.nms_threshold, limit=config.limit)
+        found.append(Detections(boxes=box[kept], classes=classes[kept], scores=score[kept], masks=None))
+    return found
+
+
+def class_scores(logits: Float[Tensor, "R K1"], head: BoxHeadConfig) -> Float[Array, "R K1"]:
+    """The probability of each class, 0 the background, wherever the logits keep it."""
+    with no_grad():
+        scores = softmax(logits, axis=1).data
+    return scores if head.background == "first" else np.roll(scores, 1, axis=1)
+
+
+def _candidates(scores: Float[Array, "R K1"], config: DetectionConfig) -> tuple[Int[Array, " D"], Int[Array, " D"]]:
+    """The regions and classes that pass the threshold, region by region."""
+    if config.score_comparison == ">":
+        passing = scores > config.score_threshold
+    else:
+        passing = scores >= config.score_threshold
+    if config.classes == "argmax" and len(scores):
+        best = np.zeros_like(passing)
+        best[np.arange(len(scores)), scores.argmax(axis=1)] = True
+        passing &= best
+    passing[:, 0] = False
+    region, classes = np.nonzero(passing)
+    return region, classes
+
+
+def own_masks(
+    logits: Float[Tensor, "D S S _"], classes: Int[Array, " D"], head: BoxHeadConfig, mask: MaskHeadConfig
+) -> Float[Array, "D S S"]:
+    """The mask probabilities of each detection for its own class."""
+    channel = class_channel(classes, head.background, mask.class_agnostic)
+    own: Array = logits.data[np.arange(len(classes)), :, :, channel]
+    with no_grad():
+        return sigmoid(Tensor(own)).data
+
+
+def paste_masks(
+    masks: Float[Array, "D S S"], boxes: Float[Array, "D 4"], size: tuple[int, int], config: DetectionConfig
+) -> Array:
+    """Lay each mask over its box in an image of `size`: (D, H, W), bool, or probabilities without a threshold.
+
+    Choice: "soft" widens mask and box by one cell on every side, truncates the box to whole pixels and counts both
+    ends as inside (torchvision); "hard" rounds the box to whole pixels, half to even (Matterport). Either resamples
+    bilinearly with half-pixel centres; "hard" takes everything outside the mask for 0.
+    """
+    height, width = size
+    threshold = config.mask_threshold
+    pasted = np.zeros((len(masks), height, width), masks.dtype if threshold is None else bool)
+    cells = masks.shape[1]
+    masks = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
+    for index, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
+        if config.paste == "soft":
+            center, half = (box[:2] + box[2:]) * 0.5, (box[2:] - box[:2]) * 0.5 * ((cells + 2) / cells)
+            x1, y1, x2, y2 = (int(v) for v in np.concatenate([center - half, center + half]))
+            values = _resize(mask, max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1))
+        else:
+            x1, y1, x2, y2 = (int(v) for v in np.round(box))
+            if x2 <= x1 or y2 <= y1:
+                continue
+            values = _resize_inner(mask, y2 - y1, x2 - x1)
+        top, left = max(y1, 0), max(x1, 0)
+        part = values[top - y1 : height - y1, left - x1 : width - x1]
+        target = pasted[index, top : top + part.shape[0], left : left + part.shape[1]]
+        target[...] = part if threshold is None else part >= threshold
+    return pasted
+
+
+def _resize(mask: Float[Array, "S S"], height: int, width: int) -> Float[Array, "h w"]:
+    with no_grad():
+        return resize_bilinear(Tensor(mask[None, :, :, None]), (height, width)).data[0, :, :, 0]
+
+
+def _resize_inner(mask: Float[Array, "S S"], height: int, width: int) -> Float[Array, "h w"]:
+    """Resize the inside of a mask that has one ring of zeros, so that values near the edge blend with 0."""
+    cells = mask.shape[0] - 2
+
+    def hat(extent: int) -> Array:
+        centers = (np.arange(extent) + 0.5) * (cells / extent) + 0.5  # in the ringed mask
+        return np.maximum(1 - np.abs(centers[:, None] - np.arange(cells + 2)), 0).astype(mask.dtype)
+
+    values: Array = hat(height) @ mask @ hat(width).T
+    return values

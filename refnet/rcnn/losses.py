@@ -1,0 +1,125 @@
+"""The five losses (He et al. 2017, section 3; Ren et al. 2015, eq. 1; Girshick 2015, eqs. 1-3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from refnet.arrays import Array
+from refnet.autograd import Tensor
+from refnet.ops import binary_cross_entropy_with_logits, concatenate, cross_entropy, reshape, smooth_l1
+from refnet.rcnn.config import BoxHeadConfig, LossConfig, MaskHeadConfig
+from refnet.rcnn.structures import IGNORE, AnchorTargets, BoxOutput, Rois, RpnOutput, class_channel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """The five losses, each a scalar, unweighted, and their weighted sum.
+
+    Attributes:
+        rpn_class: is there an object at an anchor?
+        rpn_box: how far is the proposal from the object?
+        class_: which class has a region?
+        box: how far is its box from the object?
+        mask: which pixels belong to it? None without a mask head.
+        total: the sum by the configured weights; its gradient trains the network.
+    """
+
+    rpn_class: Tensor
+    rpn_box: Tensor
+    class_: Tensor
+    box: Tensor
+    mask: Tensor | None
+    total: Tensor
+
+    def as_dict(self) -> dict[str, float]:
+        """Their values by the names they have in the literature."""
+        values = {
+            "loss": self.total.item(),
+            "rpn_class_loss": self.rpn_class.item(),
+            "rpn_box_loss": self.rpn_box.item(),
+            "class_loss": self.class_.item(),
+            "box_loss": self.box.item(),
+        }
+        if self.mask is not None:
+            values["mask_loss"] = self.mask.item()
+        return values
+
+
+def rpn_losses(rpn: RpnOutput, targets: AnchorTargets, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """The RPN's two losses over the sampled anchors of the whole batch.
+
+    .. math::
+        L_{cls} = \\frac{1}{S} \\sum_{i} \\mathrm{CE}(p_i, p_i^*), \\quad
+        L_{box} = \\frac{1}{D} \\sum_{i : p_i^* = 1} \\mathrm{smooth}_{L1}(t_i - t_i^*)
+
+    Choice: D is the number S of sampled anchors, or four times the positive ones, which is a mean.
+    """
+    logits = _flat(rpn.objectness_logits)  # N·A L
+    deltas = _flat(rpn.deltas)  # N·A 4
+    labels = targets.labels.reshape(-1)
+    sampled, positive = np.flatnonzero(labels != IGNORE), np.flatnonzero(labels == 1)
+    if logits.shape[1] == 1:
+        wanted = labels[sampled, None].astype(logits.dtype)
+        class_loss = binary_cross_entropy_with_logits(logits[sampled], wanted, reduction="mean")
+    else:
+        class_loss = cross_entropy(logits[sampled], labels[sampled], reduction="mean")
+    goal = targets.deltas.reshape(-1, 4)[positive]
+    box_loss = smooth_l1(deltas[positive], goal, beta=config.rpn_beta, reduction="sum")
+    count = len(sampled) if config.rpn_box_denominator == "sampled" else 4 * len(positive)
+    return class_loss, box_loss / float(max(count, 1))
+
+
+def _flat(levels: Sequence[Float[Tensor, "N _ D"]]) -> Float[Tensor, "_ D"]:
+    joined = concatenate(levels, axis=1)  # N A D
+    return reshape(joined, (-1, joined.shape[2]))
+
+
+def box_losses(output: BoxOutput, rois: Rois, config: LossConfig, head: BoxHeadConfig) -> tuple[Tensor, Tensor]:
+    """Cross entropy of the class, and smooth L1 of the box that belongs to the true class.
+
+    Choice: the box loss is divided by all regions, so that each weighs the same whatever its label, or by four
+    times those with an object.
+    """
+    taking_part = np.flatnonzero(rois.classes != IGNORE)
+    wanted = rois.classes[taking_part]
+    if head.background == "last":
+        wanted = np.where(wanted == 0, output.class_logits.shape[1] - 1, wanted - 1)
+    logits = output.class_logits
+    if len(taking_part) < len(rois.classes):
+        logits = logits[taking_part]
+    class_loss = cross_entropy(logits, wanted, reduction="mean")
+    foreground = rois.foreground
+    channel = class_channel(rois.classes[foreground], head.background, head.class_agnostic)
+    deltas = output.deltas[foreground, channel]  # F 4
+    box_loss = smooth_l1(deltas, rois.deltas[foreground], beta=config.box_beta, reduction="sum")
+    count = len(taking_part) if config.box_denominator == "sampled" else 4 * len(foreground)
+    return class_loss, box_loss / float(max(count, 1))
+
+
+def mask_loss(
+    logits: Float[Tensor, "F S S _"],
+    rois: Rois,
+    targets: Float[Array, "F S S"],
+    head: BoxHeadConfig,
+    mask: MaskHeadConfig,
+) -> Tensor:
+    """Binary cross entropy of the mask that belongs to the true class, averaged over its pixels.
+
+    The other classes' masks get no gradient: classes don't compete for pixels (He et al. 2017, section 3).
+    """
+    channel = class_channel(rois.classes[rois.foreground], head.background, mask.class_agnostic)
+    own = logits[np.arange(len(channel)), :, :, channel]  # F S S
+    return binary_cross_entropy_with_logits(own, targets, reduction="mean")
+
+
+def add_losses(
+    rpn: tuple[Tensor, Tensor], box: tuple[Tensor, Tensor], mask: Tensor | None, config: LossConfig
+) -> Losses:
+    """The record of all five, and their weighted sum."""
+    total = rpn[0] * config.rpn_class_weight + rpn[1] * config.rpn_box_weight
+    total = total + box[0] * config.class_weight + box[1] * config.box_weight
+    if mask is not None:
+        total = total + mask * config.mask_weight
+    return Losses(rpn_class=rpn[0], rpn_box=rpn[1], class_=box[0], box=box[1], mask=mask, total=total)

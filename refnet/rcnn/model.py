@@ -1,0 +1,145 @@
+"""Mask R-CNN, put together: the only file that imports the stages. ``losses`` trains, ``detect`` finds objects."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from refnet.arrays import Array
+from refnet.autograd import Tensor, no_grad
+from refnet.errors import ArgumentError
+from refnet.nn import Module
+from refnet.rcnn.anchors import make_anchors
+from refnet.rcnn.config import ModelConfig
+from refnet.rcnn.detections import own_masks, paste_masks, select_detections
+from refnet.rcnn.fpn import FPN
+from refnet.rcnn.heads import BoxHead, MaskHead
+from refnet.rcnn.losses import Losses, add_losses, box_losses, mask_loss, rpn_losses
+from refnet.rcnn.proposals import propose
+from refnet.rcnn.resnet import ResNet
+from refnet.rcnn.roi_pool import pool_rois
+from refnet.rcnn.rpn import RPN
+from refnet.rcnn.structures import Detections, GroundTruth, ImageBatch
+from refnet.rcnn.targets import assign_anchors, sample_rois
+from refnet.rcnn.transform import prepare_images, prepare_truth, restore_boxes
+
+
+class MaskRCNN(Module):
+    """Faster R-CNN with a mask head (He et al. 2017) over a feature pyramid (Lin et al. 2017).
+
+    Args:
+        config: every choice, stage by stage.
+        rng: draws the initial weights.
+        dtype: float32 or float64, of all weights and activations.
+    """
+
+    def __init__(self, config: ModelConfig, *, rng: np.random.Generator, dtype: Any = np.float32) -> None:
+        self.config = config
+        self.dtype = np.dtype(dtype)
+        width, classes = config.fpn.channels, config.num_classes
+        self.backbone = ResNet(config.input.channels, config.backbone, rng=rng, dtype=dtype)
+        self.fpn = FPN(self.backbone.out_channels, config.fpn, rng=rng, dtype=dtype)
+        self.rpn = RPN(width, config.anchors.per_position, config.rpn, rng=rng, dtype=dtype)
+        self.box_head = BoxHead(
+            width, config.box_pool.size, classes, config.box_head, config.backbone, rng=rng, dtype=dtype
+        )
+        self.mask_head = (
+            MaskHead(width, classes, config.mask_head, config.box_head, config.backbone, rng=rng, dtype=dtype)
+            if config.mask_head.enabled
+            else None
+        )
+
+    def prepare(self, images: Sequence[Shaped[Array, "_ _ _"]]) -> ImageBatch:
+        """Images (H, W, C), values 0 to 255, as the network's input."""
+        return prepare_images(images, self.config.input, self.dtype)
+
+    def features(self, images: ImageBatch, *, training: bool) -> tuple[Tensor, ...]:
+        """P2 to P6."""
+        return self.fpn(self.backbone(Tensor(images.pixels), training=training))
+
+    def anchors(self, pyramid: Sequence[Tensor], images: ImageBatch) -> list[Float[Array, "_ 4"]]:
+        """The anchors of each level."""
+        shapes = [(p.shape[1], p.shape[2]) for p in pyramid]
+        return make_anchors(shapes, images.size, self.config.anchors, self.dtype)
+
+    def losses(
+        self, images: Sequence[Shaped[Array, "_ _ _"]], truth: Sequence[GroundTruth], *, rng: np.random.Generator
+    ) -> Losses:
+        """The five losses on a batch of images of any sizes; ``losses(...).total.backward()`` gives all gradients.
+
+        Batch norms, where the config has any, use the batch's statistics and move their running ones.
+
+        Args:
+            images: (H, W, C) each, values 0 to 255.
+            truth: the objects of each image; there may be none.
+            rng: samples anchors and regions.
+        """
+        config = self.config
+        batch = self.prepare(images)
+        truth = prepare_truth(truth, batch)
+        if self.mask_head is not None and any(entry.masks is None for entry in truth if len(entry)):
+            raise ArgumentError("losses: a model with a mask head needs the masks of all objects, got some without")
+        pyramid = self.features(batch, training=True)
+        anchors = self.anchors(pyramid, batch)
+        rpn = self.rpn(pyramid)
+        anchor_targets = assign_anchors(
+            np.concatenate(anchors), truth, batch, config.anchor_targets, config.rpn.delta_std, rng,
+            extent=config.box_extent,
+        )  # fmt: skip
+        proposals = propose(rpn, anchors, batch, config.rpn, training=True, extent=config.box_extent)
+        mask_size = 2 * config.mask_pool.size if self.mask_head is not None else None
+        rois = sample_rois(
+            proposals, truth, batch, config.roi_targets, config.box_head.delta_std, mask_size, rng,
+            extent=config.box_extent,
+        )  # fmt: skip
+        pooled = pool_rois(pyramid, rois.boxes, rois.images, batch.size, config.box_pool)
+        box = box_losses(self.box_head(pooled, training=True), rois, config.losses, config.box_head)
+        mask = None
+        if self.mask_head is not None and rois.masks is not None:
+            boxes, index = rois.boxes[rois.foreground], rois.images[rois.foreground]
+            pooled = pool_rois(pyramid, boxes, index, batch.size, config.mask_pool)
+            logits = self.mask_head(pooled, training=True)
+            mask = mask_loss(logits, rois, rois.masks, config.box_head, config.mask_head)
+        return add_losses(rpn_losses(rpn, anchor_targets, config.losses), box, mask, config.losses)
+
+    def detect(self, images: Sequence[Shaped[Array, "_ _ _"]]) -> list[Detections]:
+        """The objects in images (H, W, C) of any sizes, values 0 to 255; boxes and masks in their own pixels."""
+        config = self.config
+        with no_grad():
+            batch = self.prepare(images)
+            pyramid = self.features(batch, training=False)
+            anchors = self.anchors(pyramid, batch)
+            proposals = propose(self.rpn(pyramid), anchors, batch, config.rpn, training=False, extent=config.box_extent)
+            boxes = [p.boxes for p in proposals]
+            pooled = pool_rois(pyramid, np.concatenate(boxes), image_index(boxes), batch.size, config.box_pool)
+            output = self.box_head(pooled, training=False)
+            found = select_detections(
+                output, boxes, batch, config.box_head, config.detections, extent=config.box_extent
+            )
+            if self.mask_head is None:
+                return [self._restored(entry, None, batch, index) for index, entry in enumerate(found)]
+            boxes = [entry.boxes for entry in found]
+            pooled = pool_rois(pyramid, np.concatenate(boxes), image_index(boxes), batch.size, config.mask_pool)
+            classes = np.concatenate([entry.classes for entry in found])
+            masks = own_masks(self.mask_head(pooled, training=False), classes, config.box_head, config.mask_head)
+        ends = np.cumsum([len(entry) for entry in found])[:-1]
+        return [
+            self._restored(entry, own, batch, index)
+            for index, (entry, own) in enumerate(zip(found, np.split(masks, ends), strict=True))
+        ]
+
+    def _restored(
+        self, found: Detections, masks: Float[Array, "D S S"] | None, batch: ImageBatch, index: int
+    ) -> Detections:
+        boxes = restore_boxes(found.boxes, batch, index)
+        pasted = None
+        if masks is not None:
+            pasted = paste_masks(masks, boxes, batch.original_sizes[index], self.config.detections)
+        return replace(found, boxes=boxes, masks=pasted)
+
+
+def image_index(boxes: Sequence[Shaped[Array, "_ 4"]]) -> Shaped[Array, " R"]:
+    """For boxes of several images in a row, the image of each."""
+    return np.repeat(np.arange(len(boxes)), [len(b) for b in boxes])

@@ -1,0 +1,51 @@
+"""The region proposal network: for every anchor, is there an object, and where is its box (Ren et al. 2015, 3.1)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from refnet.autograd import Tensor
+from refnet.nn import Conv2d, Module, init
+from refnet.ops import relu, reshape
+from refnet.rcnn.config import RpnConfig
+from refnet.rcnn.structures import RpnOutput
+
+
+class RPN(Module):
+    """A 3x3 convolution and two 1x1 convolutions, shared by all levels."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        anchors_per_position: int,
+        config: RpnConfig,
+        *,
+        rng: np.random.Generator,
+        dtype: Any = np.float32,
+    ) -> None:
+        weight_init = init.normal(0.01) if config.initialization == "normal" else init.xavier_uniform()
+        self.logits_per_anchor = 1 if config.objectness == "sigmoid" else 2
+
+        def conv(inputs: int, outputs: int, kernel_size: int) -> Conv2d:
+            return Conv2d(
+                inputs, outputs, kernel_size, padding=kernel_size // 2, weight_init=weight_init, rng=rng, dtype=dtype
+            )
+
+        self.conv = conv(in_channels, config.channels, 3)
+        self.objectness = conv(config.channels, anchors_per_position * self.logits_per_anchor, 1)
+        self.deltas = conv(config.channels, anchors_per_position * 4, 1)
+
+    def __call__(self, pyramid: Sequence[Float[Tensor, "N _ _ C"]]) -> RpnOutput:
+        """Logits and deltas of each level's anchors, ordered as :func:`~refnet.rcnn.anchors.make_anchors` does.
+
+        Choice: one logit for a sigmoid, or two for a softmax with the background first.
+        """
+        logits, deltas = [], []
+        for features in pyramid:
+            hidden = relu(self.conv(features))
+            count = len(features)
+            logits.append(reshape(self.objectness(hidden), (count, -1, self.logits_per_anchor)))  # N H·W·A L
+            deltas.append(reshape(self.deltas(hidden), (count, -1, 4)))  # N H·W·A 4
+        return RpnOutput(objectness_logits=tuple(logits), deltas=tuple(deltas))

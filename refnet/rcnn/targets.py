@@ -1,0 +1,223 @@
+"""Targets: which anchors and regions should say what (Ren et al. 2015, 3.1.2; Girshick 2015, 2.3; He et al. 2017, 3).
+
+Plain arrays throughout: no gradient flows through an assignment.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from refnet.arrays import Array
+from refnet.ops import crop_and_resize_forward, roi_align_forward
+from refnet.rcnn.boxes import Extent, encode, pairwise_iou, to_normalized, widen
+from refnet.rcnn.config import AnchorTargetConfig, RoiTargetConfig
+from refnet.rcnn.structures import BACKGROUND, IGNORE, AnchorTargets, GroundTruth, ImageBatch, Proposals, Rois
+
+Four = tuple[float, float, float, float]
+
+
+def assign_anchors(
+    anchors: Float[Array, "A 4"],
+    truth: Sequence[GroundTruth],
+    images: ImageBatch,
+    config: AnchorTargetConfig,
+    delta_std: Four,
+    rng: np.random.Generator,
+    *,
+    extent: Extent = "continuous",
+) -> AnchorTargets:
+    """Label every anchor of every image, and sample those that take part in the loss.
+
+    An anchor is positive from ``positive_iou`` on, or if it is the best one of some object; it is background below
+    ``negative_iou`` with every object; all others take no part.
+    """
+    labels = np.empty((len(truth), len(anchors)), np.int64)
+    deltas = np.zeros((len(truth), len(anchors), 4), anchors.dtype)
+    for index, entry in enumerate(truth):
+        objects = entry.select(~entry.crowd)
+        label, matched = match_anchors(anchors, objects, config, extent)
+        if config.crowd == "avoid":
+            label[(label == BACKGROUND) & _in_crowd(anchors, entry, config.crowd_iou, extent)] = IGNORE
+        if config.border == "ignore":
+            height, width = images.size
+            inside = (anchors[:, :2] >= 0).all(axis=1) & (anchors[:, 2:] <= [width, height]).all(axis=1)
+            label[~inside] = IGNORE
+        labels[index] = sample_labels(label, config.batch_size, config.positive_fraction, rng)
+        positive = np.flatnonzero(labels[index] == 1)
+        boxes = objects.boxes.astype(anchors.dtype)
+        deltas[index, positive] = encode(
+            widen(boxes[matched[positive]], extent), widen(anchors[positive], extent), delta_std
+        )
+    return AnchorTargets(labels=labels, deltas=deltas)
+
+
+def match_anchors(
+    anchors: Float[Array, "A 4"], objects: GroundTruth, config: AnchorTargetConfig, extent: Extent = "continuous"
+) -> tuple[Int[Array, " A"], Int[Array, " A"]]:
+    """Before sampling: each anchor's label (1, 0, -1) and the object it belongs to.
+
+    Choice: an object's best anchor is positive even below ``positive_iou``; all that tie for best, or the first
+    only. Such a forced anchor regresses to the object that *it* overlaps most, as every implementation does, or to
+    the object that forced it, as the paper's text has it.
+    """
+    if not len(objects):
+        return np.full(len(anchors), BACKGROUND), np.zeros(len(anchors), np.int64)
+    iou = pairwise_iou(widen(objects.boxes.astype(anchors.dtype), extent), widen(anchors, extent))  # G A
+    matched, best = iou.argmax(axis=0), iou.max(axis=0)
+    labels = np.full(len(anchors), IGNORE)
+    labels[best < config.negative_iou] = BACKGROUND
+    labels[best >= config.positive_iou] = 1
+
+    if config.force_best == "ties":
+        forcing, forced = np.nonzero((iou == iou.max(axis=1, keepdims=True)) & (iou > 0))
+    else:
+        forcing, forced = np.arange(len(objects)), iou.argmax(axis=1)
+        overlapping = iou[forcing, forced] > 0
+        forcing, forced = forcing[overlapping], forced[overlapping]
+    labels[forced] = 1
+    if config.forced_match == "forcing_object":
+        weak = best[forced] < config.positive_iou
+        matched[forced[weak]] = forcing[weak]
+    return labels, matched
+
+
+def sample_labels(
+    labels: Int[Array, " A"], batch_size: int, positive_fraction: float, rng: np.random.Generator
+) -> Int[Array, " A"]:
+    """Keep at most ``batch_size`` labels, of which at most a fraction positive; the others become -1."""
+    positive, negative = np.flatnonzero(labels == 1), np.flatnonzero(labels == BACKGROUND)
+    positive = choose(positive, int(batch_size * positive_fraction), rng)
+    negative = choose(negative, batch_size - len(positive), rng)
+    sampled = np.full(len(labels), IGNORE)
+    sampled[positive], sampled[negative] = 1, BACKGROUND
+    return sampled
+
+
+def choose(candidates: Int[Array, " B"], count: int, rng: np.random.Generator) -> Int[Array, " k"]:
+    """At most `count` of `candidates`, at random without repetition, in their order."""
+    if len(candidates) <= count:
+        return candidates
+    return np.sort(rng.choice(candidates, count, replace=False))
+
+
+def _in_crowd(boxes: Array, truth: GroundTruth, threshold: float, extent: Extent) -> Bool[Array, " B"]:
+    """Which boxes overlap a crowd so much that they can't be called background."""
+    crowds = truth.boxes[truth.crowd].astype(boxes.dtype)
+    if not len(crowds):
+        return np.zeros(len(boxes), bool)
+    overlapping: Array = (pairwise_iou(widen(boxes, extent), widen(crowds, extent)) >= threshold).any(axis=1)
+    return overlapping
+
+
+def sample_rois(
+    proposals: Sequence[Proposals],
+    truth: Sequence[GroundTruth],
+    images: ImageBatch,
+    config: RoiTargetConfig,
+    delta_std: Four,
+    mask_size: int | None,
+    rng: np.random.Generator,
+    *,
+    extent: Extent = "continuous",
+) -> Rois:
+    """Choose the regions that train the heads, and say what the heads should answer.
+
+    A region belongs to the object that it overlaps most, if by ``positive_iou`` at least; otherwise it is
+    background. `mask_size` is the side of the mask targets, None where there is no mask head.
+
+    Choice: the true boxes may join the proposals; background fills the batch up, or stands in a fixed ratio to the
+    regions with an object.
+    """
+    parts = []
+    for index, (proposed, entry) in enumerate(zip(proposals, truth, strict=True)):
+        objects = entry.select(~entry.crowd)
+        candidates = proposed.boxes
+        if config.append_ground_truth:
+            candidates = np.concatenate([candidates, objects.boxes.astype(candidates.dtype)])
+        chosen, classes, matched = _match_rois(candidates, entry, objects, config, rng, extent)
+        boxes = candidates[chosen]
+        foreground = np.flatnonzero(classes > 0)
+        deltas = np.zeros_like(boxes)
+        goal = objects.boxes.astype(boxes.dtype)[matched[foreground]]
+        deltas[foreground] = encode(widen(goal, extent), widen(boxes[foreground], extent), delta_std)
+        masks = None
+        if mask_size is not None:
+            masks = mask_targets(boxes[foreground], objects, matched[foreground], images.size, mask_size, config)
+        parts.append((boxes, np.full(len(boxes), index), classes, deltas, masks))
+    boxes, image, classes, deltas = (np.concatenate([part[i] for part in parts]) for i in range(4))
+    return Rois(
+        boxes=boxes,
+        images=image,
+        classes=classes,
+        deltas=deltas,
+        foreground=np.flatnonzero(classes > 0),
+        masks=None if mask_size is None else np.concatenate([part[4] for part in parts if part[4] is not None]),
+    )
+
+
+def _match_rois(
+    candidates: Float[Array, "B 4"],
+    entry: GroundTruth,
+    objects: GroundTruth,
+    config: RoiTargetConfig,
+    rng: np.random.Generator,
+    extent: Extent,
+) -> tuple[Int[Array, " R"], Int[Array, " R"], Int[Array, " R"]]:
+    """The sampled candidates' positions, their classes and the objects they belong to."""
+    matched, best = np.zeros(len(candidates), np.int64), np.zeros(len(candidates), candidates.dtype)
+    if len(objects):
+        iou = pairwise_iou(widen(objects.boxes.astype(candidates.dtype), extent), widen(candidates, extent))
+        matched, best = iou.argmax(axis=0), iou.max(axis=0)
+    is_object = (best >= config.positive_iou) & bool(len(objects))
+    is_background = ~is_object & (best >= config.negative_iou_low)
+    if config.crowd == "avoid":
+        is_background &= ~_in_crowd(candidates, entry, config.crowd_iou, extent)
+
+    positive = choose(np.flatnonzero(is_object), int(config.batch_size * config.positive_fraction), rng)
+    wanted = config.batch_size - len(positive)
+    if config.negatives == "ratio":
+        # in float32, as Matterport computes it: 1 / 0.33 rounds differently in float64
+        wanted = int(np.float32(1.0 / config.positive_fraction) * np.float32(len(positive))) - len(positive)
+    negative = choose(np.flatnonzero(is_background), wanted, rng)
+    chosen = np.sort(np.concatenate([positive, negative]))
+    classes = np.zeros(len(candidates), np.int64)
+    classes[positive] = objects.classes[matched[positive]]
+    return chosen, classes[chosen], matched[chosen]
+
+
+def mask_targets(
+    boxes: Float[Array, "F 4"],
+    objects: GroundTruth,
+    matched: Int[Array, " F"],
+    image_size: tuple[int, int],
+    size: int,
+    config: RoiTargetConfig,
+) -> Float[Array, "F S S"]:
+    """The mask of each box's object, cut out by the box and resampled to `size` squared.
+
+    Choice: the resampled values are kept, rounded with 0.5 to 0, or 1 from 0.5 on. An object without a mask
+    (only its box is known) has none to learn from, which the data must not mix with masks.
+    """
+    if objects.masks is None or not len(boxes):
+        return np.zeros((len(boxes), size, size), boxes.dtype)
+    masks = objects.masks[..., None].astype(boxes.dtype)  # G H W 1
+    if config.mask_sampling == "roi_align":
+        values = roi_align_forward(
+            masks, boxes, matched, size=(size, size), spatial_scale=1.0, sampling_ratio=0, aligned=False
+        )
+    else:
+        values = crop_and_resize_forward(
+            masks, to_normalized(boxes, image_size), matched, size=(size, size), extrapolation_value=0.0
+        )
+    return binarize(values[..., 0], config.mask_values)
+
+
+def binarize(values: Float[Array, "*S"], rule: Literal["soft", "round", "threshold"]) -> Float[Array, "*S"]:
+    """Mask values by :attr:`RoiTargetConfig.mask_values`."""
+    if rule == "soft":
+        return values
+    if rule == "round":
+        return np.round(values)
+    return (values >= 0.5).astype(values.dtype)

@@ -1,0 +1,106 @@
+"""The rule by which the golden torchvision models were filled, and refnet's parameters by torchvision's names.
+
+Every array is drawn in float64 from a generator seeded by the CRC-32 of its torchvision state-dict name, so that no
+weights need to be stored.
+"""
+
+import re
+import zlib
+
+import numpy as np
+
+from refnet.nn import Module
+
+GAINS = {
+    "rpn.head.bbox_pred": 0.3,
+    "box_predictor.bbox_pred": 0.3,
+    "cls_score": 0.25,
+}
+RENAMED = [
+    (r"^backbone\.stem\.conv\.", "backbone.body.conv1."),
+    (r"^backbone\.stem\.norm\.", "backbone.body.bn1."),
+    (r"^backbone\.stages\.(\d)\.(\d+)\.branch\.(\d)\.conv\.", lambda m: f"backbone.body.layer{int(m[1]) + 1}.{m[2]}.conv{int(m[3]) + 1}."),
+    (r"^backbone\.stages\.(\d)\.(\d+)\.branch\.(\d)\.norm\.", lambda m: f"backbone.body.layer{int(m[1]) + 1}.{m[2]}.bn{int(m[3]) + 1}."),
+    (r"^backbone\.stages\.(\d)\.(\d+)\.shortcut\.conv\.", lambda m: f"backbone.body.layer{int(m[1]) + 1}.{m[2]}.downsample.0."),
+    (r"^backbone\.stages\.(\d)\.(\d+)\.shortcut\.norm\.", lambda m: f"backbone.body.layer{int(m[1]) + 1}.{m[2]}.downsample.1."),
+    (r"^fpn\.lateral\.(\d)\.", r"backbone.fpn.inner_blocks.\1.0."),
+    (r"^fpn\.output\.(\d)\.", r"backbone.fpn.layer_blocks.\1.0."),
+    (r"^rpn\.conv\.", "rpn.head.conv.0.0."),
+    (r"^rpn\.objectness\.", "rpn.head.cls_logits."),
+    (r"^rpn\.deltas\.", "rpn.head.bbox_pred."),
+    (r"^box_head\.hidden\.(\d)\.", lambda m: f"roi_heads.box_head.fc{int(m[1]) + 6}."),
+    (r"^box_head\.classes\.", "roi_heads.box_predictor.cls_score."),
+    (r"^box_head\.deltas\.", "roi_heads.box_predictor.bbox_pred."),
+    (r"^mask_head\.convolutions\.(\d)\.", r"roi_heads.mask_head.\1.0."),
+    (r"^mask_head\.upsample\.", "roi_heads.mask_predictor.conv5_mask."),
+    (r"^mask_head\.logits\.", "roi_heads.mask_predictor.mask_fcn_logits."),
+    (r"running_variance$", "running_var"),
+]  # fmt: skip
+
+
+def generator(name: str) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64([zlib.crc32(name.encode()), 0]))
+
+
+def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The array for torchvision's entry `name`, in PyTorch's layout."""
+    rng = generator(name)
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf == "running_mean" or leaf == "bias":
+        return 0.05 * rng.standard_normal(shape)
+    if leaf == "running_var":
+        return rng.uniform(0.5, 1.5, shape)
+    if len(shape) == 1:  # a batch norm's scale; smaller towards the end of a block
+        return rng.uniform(0.2, 0.4, shape) if ".bn3." in name or ".bn2." in name else rng.uniform(0.5, 1.0, shape)
+    std = np.sqrt(2.0 / int(np.prod(shape[1:])))
+    for part, gain in GAINS.items():
+        if part in name:
+            std *= gain
+    return std * rng.standard_normal(shape)
+
+
+def image(name: str, height: int, width: int) -> np.ndarray:
+    """A test image (height, width, 3), values 0 to 255 in float64: smooth blobs and noise."""
+    rng = generator("image/" + name)
+    y, x = np.mgrid[0:height, 0:width]
+    pixels = 0.2 * rng.random((3, height, width))
+    for _ in range(6):
+        cy, cx = rng.uniform(0, height), rng.uniform(0, width)
+        sy, sx = rng.uniform(0.05, 0.25) * height, rng.uniform(0.05, 0.25) * width
+        blob = np.exp(-(((y - cy) / sy) ** 2) - ((x - cx) / sx) ** 2)
+        pixels += rng.uniform(0, 0.6, (3, 1, 1)) * blob
+    return np.clip(pixels, 0.0, 1.0).transpose(1, 2, 0) * 255.0
+
+
+def torchvision_name(name: str) -> str:
+    """torchvision's name for one of refnet's parameters or buffers."""
+    for pattern, replacement in RENAMED:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def to_torch(name: str, array: np.ndarray) -> np.ndarray:
+    """A parameter of refnet's layout, or its gradient, in PyTorch's."""
+    if array.ndim == 4:  # (kh, kw, in, out) -> (out, in, kh, kw); a transposed convolution -> (in, out, kh, kw)
+        return array.transpose(2, 3, 0, 1) if "upsample" in name else array.transpose(3, 2, 0, 1)
+    if name == "box_head.hidden.0.weight":  # rows (P, P, C) -> columns (C, P, P)
+        return array.reshape(7, 7, -1, array.shape[1]).transpose(3, 2, 0, 1).reshape(array.shape[1], -1)
+    return array.T if array.ndim == 2 else array
+
+
+def from_torch(name: str, array: np.ndarray) -> np.ndarray:
+    """The inverse of :func:`to_torch`."""
+    if array.ndim == 4:
+        return array.transpose(2, 3, 0, 1) if "upsample" in name else array.transpose(2, 3, 1, 0)
+    if name == "box_head.hidden.0.weight":
+        return array.reshape(array.shape[0], -1, 7, 7).transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
+    return array.T if array.ndim == 2 else array
+
+
+def fill(model: Module) -> None:
+    """Give every parameter and buffer of `model` the golden models' values."""
+    state = {}
+    for name, array in model.state().items():
+        shape = to_torch(name, np.broadcast_to(array, array.shape)).shape
+        state[name] = np.ascontiguousarray(from_torch(name, weight(torchvision_name(name), shape)))
+    model.load_state(state)
