@@ -37,10 +37,11 @@ def conv2d_forward(
     """Convolve `x` with `w`: the equation at the head of this file. C = groups · Cg."""
     patches = _patches(np.pad(x, ((0, 0), *padding, (0, 0))), w.shape[:2], stride, dilation)
     n, ho, wo, _, kh, kw = patches.shape
-    patches = patches.reshape(n, ho, wo, groups, -1, kh, kw)  # N Ho Wo g Cg kh kw
-    weights = w.reshape(kh, kw, w.shape[2], groups, -1)  # kh kw Cg g Og
+    cg, outputs = w.shape[2:]
+    patches = patches.reshape(n, ho, wo, groups, cg, kh, kw)  # N Ho Wo g Cg kh kw
+    weights = w.reshape(kh, kw, cg, groups, outputs // groups)  # kh kw Cg g Og
     y: Array = np.einsum("nijgcab,abcgo->nijgo", patches, weights, optimize=True)
-    return y.reshape(n, ho, wo, -1)
+    return y.reshape(n, ho, wo, outputs)
 
 
 @kernel_op
@@ -56,17 +57,17 @@ def conv2d_grad_input(
 ) -> Float[Array, "N H W C"]:
     """The adjoint of conv2d_forward in x: every output scatters w times its gradient to the pixels it read."""
     n, ho, wo, _ = grad_output.shape
-    kh, kw, cg, _ = w.shape
+    kh, kw, cg, outputs = w.shape
     (top, bottom), (left, right) = padding
-    g = grad_output.reshape(n, ho, wo, groups, -1)
-    weights = w.reshape(kh, kw, cg, groups, -1)
+    g = grad_output.reshape(n, ho, wo, groups, outputs // groups)
+    weights = w.reshape(kh, kw, cg, groups, outputs // groups)
     padded = np.zeros((n, input_size[0] + top + bottom, input_size[1] + left + right, groups * cg), grad_output.dtype)
     for a in range(kh):
         for b in range(kw):
             rows = slice(a * dilation[0], a * dilation[0] + stride[0] * (ho - 1) + 1, stride[0])
             cols = slice(b * dilation[1], b * dilation[1] + stride[1] * (wo - 1) + 1, stride[1])
             tap = np.einsum("nijgo,cgo->nijgc", g, weights[a, b], optimize=True)
-            padded[:, rows, cols] += tap.reshape(n, ho, wo, -1)
+            padded[:, rows, cols] += tap.reshape(n, ho, wo, groups * cg)
     return padded[:, top : top + input_size[0], left : left + input_size[1]]
 
 
@@ -83,11 +84,12 @@ def conv2d_grad_weight(
 ) -> Float[Array, "kh kw Cg O"]:
     """The adjoint of conv2d_forward in w: the correlation of the input's patches with the output's gradient."""
     patches = _patches(np.pad(x, ((0, 0), *padding, (0, 0))), kernel_size, stride, dilation)
-    n, ho, wo, _, kh, kw = patches.shape
-    patches = patches.reshape(n, ho, wo, groups, -1, kh, kw)
-    g = grad_output.reshape(n, ho, wo, groups, -1)
+    n, ho, wo, channels, kh, kw = patches.shape
+    outputs = grad_output.shape[3]
+    patches = patches.reshape(n, ho, wo, groups, channels // groups, kh, kw)
+    g = grad_output.reshape(n, ho, wo, groups, outputs // groups)
     grad: Array = np.einsum("nijgcab,nijgo->abcgo", patches, g, optimize=True)
-    return grad.reshape(kh, kw, patches.shape[4], -1)
+    return grad.reshape(kh, kw, channels // groups, outputs)
 
 
 def _patches(padded: Array, kernel_size: Sequence[int], stride: Pair, dilation: Pair) -> Array:

@@ -1,0 +1,107 @@
+"""Hypothesis strategies for what convolutions and poolings are given: sizes, strides, paddings, dilations, groups."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """A convolution's shapes and parameters, and arrays of these shapes."""
+
+    x_shape: tuple[int, int, int, int]
+    w_shape: tuple[int, int, int, int]
+    stride: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    dilation: tuple[int, int]
+    groups: int
+    seed: int
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+
+    @property
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed)
+
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        extents = (
+            (size + sum(pads) - (k - 1) * d - 1) // s + 1
+            for size, k, s, pads, d in zip(
+                self.x_shape[1:3], self.w_shape[:2], self.stride, self.padding, self.dilation, strict=True
+            )
+        )
+        return (self.x_shape[0], *extents, self.w_shape[3])
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, least_images: int = 1, largest_channels: int = 3) -> Convolution:
+    """Any valid convolution of small extents, paddings of all four sides drawn by themselves."""
+    pair = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))
+    kernel, stride, dilation = draw(pair(1, 4)), draw(pair(1, 3)), draw(pair(1, 2))
+    padding = (draw(pair(0, 3)), draw(pair(0, 3)))
+    groups = draw(st.integers(1, 3))
+    size = [
+        draw(st.integers(0, 6)) + max(1, (k - 1) * d + 1 - sum(pads))
+        for k, d, pads in zip(kernel, dilation, padding, strict=True)
+    ]
+    inputs, outputs = draw(pair(1, largest_channels))
+    return Convolution(
+        x_shape=(draw(st.integers(least_images, 3)), *size, groups * inputs),
+        w_shape=(*kernel, inputs, groups * outputs),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        seed=draw(seeds),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooling:
+    """A pooling's input shape and parameters."""
+
+    x_shape: tuple[int, int, int, int]
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    seed: int
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"kernel_size": self.kernel_size, "stride": self.stride, "padding": self.padding}
+
+    @property
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed)
+
+
+@st.composite
+def poolings(draw: st.DrawFn, symmetric: bool = False, most_padding: float = 1.0) -> Pooling:
+    """Any valid pooling of small extents; `symmetric` paddings of at most that share of the window."""
+    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    padding = []
+    for k in kernel:
+        most = min(k - 1, int(k * most_padding))
+        before, after = draw(st.integers(0, most)), draw(st.integers(0, most))
+        padding.append((before, before if symmetric else after))
+    size = [draw(st.integers(0, 6)) + max(1, k - sum(pads)) for k, pads in zip(kernel, padding, strict=True)]
+    return Pooling(
+        x_shape=(draw(st.integers(1, 2)), *size, draw(st.integers(1, 3))),
+        kernel_size=kernel,
+        stride=(draw(st.integers(1, 4)), draw(st.integers(1, 4))),
+        padding=(padding[0], padding[1]),
+        seed=draw(seeds),
+    )
+
+
+def distinct(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Numbers of which no two are nearer than 1/8, so that central differences meet no kink of a maximum."""
+    count = int(np.prod(shape))
+    return (rng.permutation(count).reshape(shape) - count / 2) / 8.0
