@@ -1,0 +1,36 @@
+"""Networks from operations: modules, layers, initialisers, optimisers and schedules.
+
+Schedules and initialisers are called by their module's name, which says what ``constant`` is::
+
+    from refnet.nn import Conv2d, Module, SGD, init, schedules
+"""
+
+from refnet.nn import init, schedules
+from refnet.nn.init import Initializer
+from refnet.nn.layers import BatchNorm2d, Conv2d, ConvTranspose2d, FrozenBatchNorm2d, Linear
+from refnet.nn.module import Module, Parameter
+from refnet.nn.optim import SGD, AdamW, NonFiniteError, Optimizer, clip_gradients, find_nonfinite
+from refnet.nn.schedules import Schedule
+from refnet.nn.select import match_names, set_trainable
+
+__all__ = [
+    "SGD",
+    "AdamW",
+    "BatchNorm2d",
+    "Conv2d",
+    "ConvTranspose2d",
+    "FrozenBatchNorm2d",
+    "Initializer",
+    "Linear",
+    "Module",
+    "NonFiniteError",
+    "Optimizer",
+    "Parameter",
+    "Schedule",
+    "clip_gradients",
+    "find_nonfinite",
+    "init",
+    "match_names",
+    "schedules",
+    "set_trainable",
+]

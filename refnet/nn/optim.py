@@ -1,0 +1,332 @@
+"""Optimisers: SGD with momentum, and AdamW; the clipping of gradients.
+
+An optimiser changes the parameters in place, block by block: a block of the parameter, its gradient and its moments
+stays in cache through all the passes over it. It never writes to a gradient, which other tensors may share.
+
+The learning rate isn't part of an optimiser's state: whoever resumes a run says it anew, by :mod:`refnet.nn.schedules`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from refnet.arrays import Array, device_of, namespace
+from refnet.errors import ArgumentError, DTypeError, RefnetError
+from refnet.nn.module import Parameter, copy_state
+from refnet.nn.select import match_names
+
+BLOCK = 2**16  # values: the five arrays of a step in float32 fit a cache of 2 MiB
+
+
+class NonFiniteError(RefnetError, ArithmeticError):
+    """A gradient holds an infinity or NaN."""
+
+
+class Optimizer:
+    """What SGD and AdamW share: the parameters, and what holds for each by the pattern of its name.
+
+    Patterns are those of :mod:`refnet.nn.select`: they match whole names, and each must match one.
+
+    Args:
+        parameters: by name, from :meth:`refnet.nn.Module.parameters`. One whose gradient is None is passed over.
+        lr: the learning rate, used by a :meth:`step` that isn't given another.
+        weight_decay: how strongly parameters are drawn to 0.
+        no_decay: patterns of the parameters that aren't.
+        lr_scale: pattern -> a factor of the learning rate; the first pattern that matches a name counts.
+
+    Raises:
+        ArgumentError: a number is out of range, or a pattern matches no name.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        *,
+        lr: float,
+        weight_decay: float,
+        no_decay: Sequence[str],
+        lr_scale: Mapping[str, float] | None,
+    ) -> None:
+        what = type(self).__name__
+        _check_not_negative(what, lr=lr, weight_decay=weight_decay)
+        self.parameters = dict(parameters)
+        self.lr = lr
+        undecayed = set(match_names(parameters, no_decay, what=f"{what}: no_decay"))
+        self._decay = {name: 0.0 if name in undecayed else float(weight_decay) for name in parameters}
+        self._lr_scale = dict.fromkeys(parameters, 1.0)
+        for pattern, factor in reversed(list((lr_scale or {}).items())):  # so that the first has the last word
+            _check_not_negative(what, lr_scale=factor)
+            self._lr_scale.update(
+                dict.fromkeys(match_names(parameters, pattern, what=f"{what}: lr_scale"), float(factor))
+            )
+        self._scratch: dict[tuple[str, np.dtype[Any]], Array] = {}
+
+    def step(self, lr: float | None = None) -> None:
+        """Move every parameter that has a gradient, in place, with the learning rate `lr` or the optimiser's own.
+
+        Raises:
+            ArgumentError: `lr` is negative or not a number, or the values of a parameter aren't contiguous.
+            DTypeError: a parameter has changed its data type since the optimiser was made.
+        """
+        lr = self.lr if lr is None else lr
+        _check_not_negative(type(self).__name__, lr=lr)
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                self._update(name, parameter, float(lr) * self._lr_scale[name])
+
+    def state(self) -> dict[str, Array]:
+        """What a checkpoint must hold for training to go on bit for bit; the arrays themselves, not copies."""
+        raise NotImplementedError
+
+    def load_state(self, state: Mapping[str, Array]) -> None:
+        """Copy `state`, as :meth:`state` of an optimiser of the same parameters gave it.
+
+        Raises:
+            CheckpointError: a name, shape or data type doesn't agree; nothing was changed.
+        """
+        copy_state(self.state(), state, what=f"load_state of {type(self).__name__}")
+
+    def _update(self, name: str, parameter: Parameter, lr: float) -> None:
+        raise NotImplementedError
+
+    def _moments(self) -> dict[str, Array]:
+        """Zeros for each parameter; a CPU gives them memory when they are first written, so a frozen one costs none."""
+        return {name: namespace(p.data).zeros(p.shape, p.dtype) for name, p in self.parameters.items()}
+
+    def _blocks(self, name: str, parameter: Parameter, *moments: Array) -> Iterator[tuple[Array, ...]]:
+        """The values, gradient and `moments` of a parameter, block by block, and a block of scratch: flat arrays."""
+        data, grad = parameter.data, parameter.grad
+        assert grad is not None
+        assert grad.shape == data.shape
+        if not data.flags.c_contiguous:
+            raise ArgumentError(f"{type(self).__name__}: the values of {name} must be contiguous, in C order")
+        if any(array.dtype != data.dtype for array in (grad, *moments)):
+            raise DTypeError(
+                f"{type(self).__name__}: {name} is {data.dtype}, its gradient and moments are "
+                f"{[str(array.dtype) for array in (grad, *moments)]}; make the optimiser after astype"
+            )
+        arrays = [array.reshape(-1) for array in (data, grad, *moments)]
+        device = device_of((data,))
+        block = BLOCK if device == "cpu" else data.size  # a GPU is better served by a few large launches
+        scratch = self._scratch.get((device, data.dtype))
+        if scratch is None or scratch.size < min(block, data.size):
+            scratch = self._scratch[device, data.dtype] = namespace(data).empty(max(block, BLOCK), data.dtype)
+        for start in range(0, data.size, max(block, 1)):
+            stop = min(start + block, data.size)
+            yield (*(array[start:stop] for array in arrays), scratch[: stop - start])
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum.
+
+    .. math::
+        g &\\leftarrow \\nabla L + \\lambda w \\\\
+        v &\\leftarrow \\mu v + g, \\qquad v_0 = 0 \\\\
+        w &\\leftarrow w - \\eta\\, v \\qquad (\\text{Nesterov: } w - \\eta\\, (g + \\mu v))
+
+    Choice: the learning rate multiplies the velocity, as in PyTorch. In Caffe and Keras it is part of it,
+    v <- mu v + eta g and w <- w - v: the same while the rate is constant, but behind a change of the rate their velocity
+    is still that of the old one (Goyal et al. 2017, section 3, "momentum correction").
+
+    Choice: `decay_norm` says what the decay is the gradient of: "half_sum", lambda / 2 times the sum of squares of each
+    parameter (PyTorch, Caffe, the papers), or "mean", lambda times their mean (Matterport), which for a parameter of
+    n values draws 2 / n times as strongly.
+
+    Args:
+        momentum: mu, 0 for none.
+        nesterov: look ahead by the momentum.
+        others: see :class:`Optimizer`.
+
+    Raises:
+        ArgumentError: as Optimizer; or `nesterov` without momentum.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        *,
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        decay_norm: Literal["half_sum", "mean"] = "half_sum",
+        no_decay: Sequence[str] = (),
+        lr_scale: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay, no_decay=no_decay, lr_scale=lr_scale)
+        _check_fraction("SGD", momentum=momentum)
+        if nesterov and momentum == 0:
+            raise ArgumentError("SGD: nesterov needs a momentum above 0, got 0")
+        if decay_norm not in ("half_sum", "mean"):
+            raise ArgumentError(f'SGD: decay_norm must be "half_sum" or "mean", got {decay_norm!r}')
+        if decay_norm == "mean":
+            self._decay = {name: 2 * decay / max(parameters[name].size, 1) for name, decay in self._decay.items()}
+        self.momentum, self.nesterov = float(momentum), nesterov
+        self._velocity = self._moments() if momentum else {}
+
+    def state(self) -> dict[str, Array]:
+        return {f"{name}.velocity": velocity for name, velocity in self._velocity.items()}
+
+    def _update(self, name: str, parameter: Parameter, lr: float) -> None:
+        xp = namespace(parameter.data)
+        decay = self._decay[name]
+        moments = (self._velocity[name],) if self.momentum else ()
+        for w, g, *velocity, scratch in self._blocks(name, parameter, *moments):
+            if decay:
+                xp.multiply(w, decay, out=scratch)
+                g = xp.add(scratch, g, out=scratch)
+            if velocity:
+                (v,) = velocity
+                v *= self.momentum
+                v += g
+                if self.nesterov:
+                    g = g + self.momentum * v
+                else:
+                    g = v
+            xp.multiply(g, lr, out=scratch)
+            w -= scratch
+
+
+class AdamW(Optimizer):
+    """Adam (Kingma and Ba 2015, algorithm 1) with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2).
+
+    .. math::
+        w &\\leftarrow w - \\eta \\lambda w \\\\
+        m &\\leftarrow \\beta_1 m + (1 - \\beta_1) g, \\qquad v \\leftarrow \\beta_2 v + (1 - \\beta_2) g^2 \\\\
+        w &\\leftarrow w - \\eta\\, \\frac{m / (1 - \\beta_1^t)}{\\sqrt{v / (1 - \\beta_2^t)} + \\epsilon}
+
+    t counts the steps in which the parameter had a gradient.
+
+    Choice: the decay is multiplied by the learning rate, as in PyTorch; in the paper only by the schedule's factor.
+
+    Args:
+        betas: beta_1 and beta_2.
+        epsilon: keeps the quotient finite where gradients vanish.
+        others: see :class:`Optimizer`.
+
+    Raises:
+        ArgumentError: as Optimizer; or a beta isn't in [0, 1), or epsilon is negative.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.01,
+        no_decay: Sequence[str] = (),
+        lr_scale: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay, no_decay=no_decay, lr_scale=lr_scale)
+        _check_fraction("AdamW", beta_1=betas[0], beta_2=betas[1])
+        _check_not_negative("AdamW", epsilon=epsilon)
+        self.betas, self.epsilon = (float(betas[0]), float(betas[1])), float(epsilon)
+        self._first, self._second = self._moments(), self._moments()
+        self._steps = {name: np.zeros((), np.int64) for name in parameters}
+
+    def state(self) -> dict[str, Array]:
+        state: dict[str, Array] = {}
+        for name in self.parameters:
+            state[f"{name}.first_moment"] = self._first[name]
+            state[f"{name}.second_moment"] = self._second[name]
+            state[f"{name}.steps"] = self._steps[name]
+        return state
+
+    def _update(self, name: str, parameter: Parameter, lr: float) -> None:
+        xp = namespace(parameter.data)
+        self._steps[name] += 1
+        t = int(self._steps[name])
+        beta_1, beta_2 = self.betas
+        keep = 1 - lr * self._decay[name]
+        first_rate = lr / (1 - beta_1**t)
+        second_rate = 1 / (1 - beta_2**t)
+        for w, g, m, v, scratch in self._blocks(name, parameter, self._first[name], self._second[name]):
+            if keep != 1:
+                w *= keep
+            m *= beta_1
+            xp.multiply(g, 1 - beta_1, out=scratch)
+            m += scratch
+            v *= beta_2
+            xp.multiply(g, g, out=scratch)
+            scratch *= 1 - beta_2
+            v += scratch
+            xp.multiply(v, second_rate, out=scratch)
+            xp.sqrt(scratch, out=scratch)
+            scratch += self.epsilon
+            xp.divide(m, scratch, out=scratch)
+            scratch *= first_rate
+            w -= scratch
+
+
+def clip_gradients(
+    parameters: Mapping[str, Parameter], *, max_norm: float, mode: Literal["global", "each"] = "global"
+) -> float:
+    """Shorten the gradients that are longer than `max_norm`, and return the norm of all of them before.
+
+    .. math:: g \\leftarrow g \\min(1, c / \\lVert g \\rVert)
+
+    Norms are summed in float64 in an order that depends on the shapes alone, so they don't change with the number of
+    threads.
+
+    Args:
+        mode: "global" takes all gradients as one vector, which keeps its direction; "each" clips each alone.
+
+    Choice: PyTorch clips by one norm, and so did the Keras that Matterport was written for; that of TensorFlow 2 clips
+    each gradient alone. PyTorch divides by the norm plus 1e-6.
+
+    Raises:
+        ArgumentError: `max_norm` isn't positive, or `mode` isn't one of the two.
+        NonFiniteError: the norm of a gradient isn't finite; the message names the first, and nothing was changed.
+    """
+    if not max_norm > 0:
+        raise ArgumentError(f"clip_gradients: max_norm must be positive, got {max_norm}")
+    if mode not in ("global", "each"):
+        raise ArgumentError(f'clip_gradients: mode must be "global" or "each", got {mode!r}')
+    squares = {name: _sum_of_squares(p.grad) for name, p in parameters.items() if p.grad is not None}
+    for name, square in squares.items():
+        if not np.isfinite(square):
+            raise NonFiniteError(
+                f"clip_gradients: the norm of the gradient of {name} must be finite, got {square**0.5}"
+            )
+    norm = float(np.sqrt(sum(squares.values())))
+    for name, square in squares.items():
+        length = norm if mode == "global" else float(np.sqrt(square))
+        grad = parameters[name].grad
+        if length > max_norm and grad is not None:
+            parameters[name].grad = grad * (max_norm / length)  # a new array: another tensor may hold the old one
+    return norm
+
+
+def find_nonfinite(parameters: Mapping[str, Parameter]) -> list[str]:
+    """The names of the parameters whose values or gradients hold an infinity or NaN."""
+    return [
+        name
+        for name, parameter in parameters.items()
+        if not all(namespace(a).isfinite(a).all() for a in (parameter.data, parameter.grad) if a is not None)
+    ]
+
+
+def _sum_of_squares(grad: Array) -> float:
+    """In float64, pairwise within blocks: NumPy's own sum runs on one thread."""
+    flat = grad.reshape(-1)
+    xp = namespace(grad)
+    total = 0.0
+    with np.errstate(over="ignore"):  # the caller rejects an infinite sum
+        for start in range(0, flat.size, BLOCK):
+            total += float(xp.square(flat[start : start + BLOCK], dtype=np.float64).sum())
+    return total
+
+
+def _check_not_negative(what: str, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < float("inf"):
+            raise ArgumentError(f"{what}: {name} must be finite and not negative, got {value}")
+
+
+def _check_fraction(what: str, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ArgumentError(f"{what}: {name} must be at least 0 and below 1, got {value}")
