@@ -71,8 +71,8 @@ def crop_and_resize_forward(
     _, h, w, _ = images.shape
     x1, y1, x2, y2 = boxes.T
     s, t = crop_coordinates(y1, y2, h, size[0]), crop_coordinates(x1, x2, w, size[1])
-    output = sample_regions(images, image_index, hat_weights(s, h, "zero"), hat_weights(t, w, "zero"))
-    known = inside(s, h, "zero")[:, :, None] & inside(t, w, "zero")[:, None, :]  # R P Q
+    output = sample_regions(images, image_index, hat_weights(s, h, margin=0), hat_weights(t, w, margin=0))
+    known = inside(s, h, margin=0)[:, :, None] & inside(t, w, margin=0)[:, None, :]  # R P Q
     output[~known] = extrapolation_value
     return output
 
@@ -89,8 +89,8 @@ def crop_and_resize_grad_images(
     _, h, w, _ = input_shape
     _, p, q, _ = grad_output.shape
     x1, y1, x2, y2 = boxes.T
-    rows = hat_weights(crop_coordinates(y1, y2, h, p), h, "zero")
-    columns = hat_weights(crop_coordinates(x1, x2, w, q), w, "zero")
+    rows = hat_weights(crop_coordinates(y1, y2, h, p), h, margin=0)
+    columns = hat_weights(crop_coordinates(x1, x2, w, q), w, margin=0)
     return scatter_regions(grad_output, image_index, rows, columns, input_shape)
 
 
@@ -113,10 +113,10 @@ def crop_and_resize_grad_boxes(
     _, p, q, _ = grad_output.shape
     x1, y1, x2, y2 = boxes.T
     s, t = crop_coordinates_for_gradient(y1, y2, h, p), crop_coordinates_for_gradient(x1, x2, w, q)
-    rows, columns = hat_weights(s, h, "zero"), hat_weights(t, w, "zero")
+    rows, columns = hat_weights(s, h, margin=0), hat_weights(t, w, margin=0)
     grad_rows, grad_columns = grad_matrices(grad_output, images, image_index, rows, columns)
-    grad_s = (grad_rows * hat_derivative(s, h, "zero")).sum(axis=-1)
-    grad_t = (grad_columns * hat_derivative(t, w, "zero")).sum(axis=-1)
+    grad_s = (grad_rows * hat_derivative(s, h, margin=0)).sum(axis=-1)
+    grad_t = (grad_columns * hat_derivative(t, w, margin=0)).sum(axis=-1)
     grad_y1, grad_y2 = _grad_edges(grad_s, h)
     grad_x1, grad_x2 = _grad_edges(grad_t, w)
     return np.stack([grad_x1, grad_y1, grad_x2, grad_y2], axis=1)

@@ -77,7 +77,7 @@ def _bin_weights(
     weights = np.zeros((len(start), bins, length), start.dtype)
     for r, samples in enumerate(sample_counts(extent, bins, sampling_ratio)):
         coordinates = sample_coordinates(start[r : r + 1], extent[r : r + 1], bins, int(samples))
-        weights[r] = hat_weights(coordinates[0], length, "margin").sum(axis=1) / max(int(samples), 1)
+        weights[r] = hat_weights(coordinates[0], length, margin=1).sum(axis=1) / max(int(samples), 1)
     return weights
 
 
@@ -92,7 +92,7 @@ def _grad_span(
     grad_start, grad_extent = np.zeros_like(start), np.zeros_like(extent)
     for r, samples in enumerate(sample_counts(extent, bins, sampling_ratio)):
         coordinates = sample_coordinates(start[r : r + 1], extent[r : r + 1], bins, int(samples))[0]
-        slopes = hat_derivative(coordinates, length, "margin")  # P S L
+        slopes = hat_derivative(coordinates, length, margin=1)  # P S L
         grad_coordinates = (grad_weights[r][:, None] * slopes).sum(axis=-1) / max(int(samples), 1)
         zero, one = np.zeros(1, start.dtype), np.ones(1, start.dtype)
         shares = sample_coordinates(zero, one, bins, int(samples))[0]

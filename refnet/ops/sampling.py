@@ -19,17 +19,11 @@ with weights Y (P, H) for the rows of the result and X (Q, W) for its columns. E
 and by the derivative of k gradients reach the coordinates and the box that they came from.
 
 Coordinates are in units of pixels, with pixel centres at the integers 0 to L - 1. What lies beyond the outermost
-centres is a convention of its own, the border rule:
-
-==========  ====================================================================================================
-"zero"      a sample outside [0, L - 1] weighs nothing (TensorFlow's crop_and_resize)
-"margin"    a sample outside [-1, L] weighs nothing; within, it moves to the nearest centre (ROIAlign)
-"repeat"    every sample outside moves to the nearest centre: the border pixels repeat for ever
-"fade"      beyond the border all pixels are 0, so a sample fades out over the distance of one pixel
-==========  ====================================================================================================
+centres is a convention: a sample more than `margin` pixels outside weighs nothing, and one that lies within the
+margin moves to the outermost centre. TensorFlow's crop_and_resize has no margin, ROIAlign one of 1 pixel.
 """
 
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -38,47 +32,35 @@ from refnet.arrays import Array, namespace
 from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, DTypeError, ShapeError
 
-Border: TypeAlias = Literal["zero", "margin", "repeat", "fade"]
 Shape4: TypeAlias = tuple[int, int, int, int]
 
 
-def hat_weights(coordinates: Float[Array, "*S"], length: int, border: Border) -> Float[Array, "*S L"]:
+def hat_weights(coordinates: Float[Array, "*S"], length: int, *, margin: int) -> Float[Array, "*S L"]:
     """The weight of each of `length` pixels in a sample at each coordinate."""
-    positions = _settle(coordinates, length, border)[..., None]
+    positions = coordinates.clip(0, length - 1)[..., None]
     pixels = np.arange(length, dtype=coordinates.dtype)
     hat = np.maximum(1 - abs(positions - pixels), 0)
-    weights: Array = np.where(inside(coordinates, length, border)[..., None], hat, 0)
+    weights: Array = hat * inside(coordinates, length, margin=margin)[..., None]
     return weights
 
 
-def hat_derivative(coordinates: Float[Array, "*S"], length: int, border: Border) -> Float[Array, "*S L"]:
-    """The derivative of :func:`hat_weights` with respect to each coordinate: 1 above it, -1 below it.
+def hat_derivative(coordinates: Float[Array, "*S"], length: int, *, margin: int) -> Float[Array, "*S L"]:
+    """The derivative of :func:`hat_weights` with respect to each coordinate: 1 for the pixel above, -1 for that below.
 
-    Choice: the hat has kinks at the integers, and there the derivative is 0, as in TensorFlow's crop_and_resize:
-    the mean of both sides would do as well. A sample that weighs nothing, or was moved to the nearest centre,
+    Choice: the hat has kinks at the integers, and there the derivative is 0, as in TensorFlow's crop_and_resize;
+    any value between those of both sides would do. A sample that weighs nothing, or moved to the outermost centre,
     has derivative 0 too.
     """
-    positions = _settle(coordinates, length, border)[..., None]
+    positions = coordinates.clip(0, length - 1)[..., None]
     pixels = np.arange(length, dtype=coordinates.dtype)
     slope = (pixels == np.ceil(positions)).astype(coordinates.dtype) - (pixels == np.floor(positions))
-    derivative: Array = np.where(inside(coordinates, length, border)[..., None], slope, 0)
+    derivative: Array = slope * inside(coordinates, length, margin=margin)[..., None]
     return derivative
 
 
-def _settle(coordinates: Float[Array, "*S"], length: int, border: Border) -> Float[Array, "*S"]:
-    """Where the samples are taken: the nearest pixel centre for those outside, under the rules that move them."""
-    if border in ("margin", "repeat"):
-        return coordinates.clip(0, length - 1)
-    return coordinates
-
-
-def inside(coordinates: Float[Array, "*S"], length: int, border: Border) -> Bool[Array, "*S"]:
+def inside(coordinates: Float[Array, "*S"], length: int, *, margin: int) -> Bool[Array, "*S"]:
     """Whether each sample weighs anything."""
-    if border == "zero":
-        return (coordinates >= 0) & (coordinates <= length - 1)
-    if border == "margin":
-        return (coordinates >= -1) & (coordinates <= length)
-    return np.ones(coordinates.shape, dtype=bool)
+    return (coordinates >= -margin) & (coordinates <= length - 1 + margin)
 
 
 def sample_regions(
