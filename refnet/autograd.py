@@ -151,7 +151,9 @@ class Tensor:
 
 
 Operand: TypeAlias = "Tensor | Array | float"
-Gradients: TypeAlias = "tuple[Array | None, ...]"
+# arithmetic on arrays without axes gives NumPy's scalars; Tensor and the engine make them arrays again
+Result: TypeAlias = Array | np.generic
+Gradients: TypeAlias = tuple[Result | None, ...]
 
 
 class Function:
@@ -166,7 +168,7 @@ class Function:
     inputs: tuple[Tensor, ...]
     needs_grad: tuple[bool, ...]
 
-    def forward(self, *arrays: Any, **parameters: Any) -> Array:
+    def forward(self, *arrays: Any, **parameters: Any) -> Result:
         raise NotImplementedError
 
     def backward(self, grad_output: Array) -> Gradients:
@@ -257,7 +259,7 @@ def backward(root: Tensor, grad: Array | None = None) -> None:
             if not needed:
                 continue
             assert contribution is not None, f"{type(function).__name__}.backward returned no gradient for an input"
-            contribution = _unbroadcast(contribution, source.shape)
+            contribution = _unbroadcast(xp.asarray(contribution), source.shape)
             assert contribution.dtype == source.dtype, (type(function).__name__, contribution.dtype, source.dtype)
             present = gradients.get(id(source))
             gradients[id(source)] = contribution if present is None else present + contribution
@@ -299,8 +301,8 @@ def _unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
 class Add(Function):
     """a + b."""
 
-    def forward(self, a: Array, b: Array) -> Array:
-        total: Array = a + b
+    def forward(self, a: Array, b: Array) -> Result:
+        total: Result = a + b
         return total
 
     def backward(self, grad_output: Array) -> Gradients:
@@ -310,8 +312,8 @@ class Add(Function):
 class Subtract(Function):
     """a - b."""
 
-    def forward(self, a: Array, b: Array) -> Array:
-        difference: Array = a - b
+    def forward(self, a: Array, b: Array) -> Result:
+        difference: Result = a - b
         return difference
 
     def backward(self, grad_output: Array) -> Gradients:
@@ -321,9 +323,9 @@ class Subtract(Function):
 class Multiply(Function):
     """a b, element by element."""
 
-    def forward(self, a: Array, b: Array) -> Array:
+    def forward(self, a: Array, b: Array) -> Result:
         self.a, self.b = a, b
-        product: Array = a * b
+        product: Result = a * b
         return product
 
     def backward(self, grad_output: Array) -> Gradients:
@@ -336,8 +338,8 @@ class Multiply(Function):
 class Divide(Function):
     """a / b, element by element."""
 
-    def forward(self, a: Array, b: Array) -> Array:
-        quotient: Array = a / b
+    def forward(self, a: Array, b: Array) -> Result:
+        quotient: Result = a / b
         self.b, self.y = b, quotient
         return quotient
 
@@ -349,7 +351,7 @@ class Divide(Function):
 class Negate(Function):
     """-x."""
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Result:
         return -x
 
     def backward(self, grad_output: Array) -> Gradients:
@@ -359,7 +361,7 @@ class Negate(Function):
 class Power(Function):
     """x to a constant power; the derivative is p x^(p-1)."""
 
-    def forward(self, x: Array, *, exponent: float) -> Array:
+    def forward(self, x: Array, *, exponent: float) -> Result:
         self.x, self.exponent = x, exponent
         return x**exponent
 
@@ -376,7 +378,7 @@ class MatMul(Function):
         ShapeError: an input has fewer than two axes, or the inner extents differ.
     """
 
-    def forward(self, a: Array, b: Array) -> Array:
+    def forward(self, a: Array, b: Array) -> Result:
         if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
             raise ShapeError(f"matmul: expected (..., m, k) and (..., k, n), got {a.shape} and {b.shape}")
         self.a, self.b = a, b
@@ -393,7 +395,7 @@ class MatMul(Function):
 class GetItem(Function):
     """x[index] with slices, integers, boolean masks or integer arrays; a repeated element adds up its gradients."""
 
-    def forward(self, x: Array, *, index: Any) -> Array:
+    def forward(self, x: Array, *, index: Any) -> Result:
         self.shape, self.index = x.shape, _without_tensors(index)
         result: Array = x[self.index]
         return result if is_array(result) else namespace(x).asarray(result)

@@ -35,14 +35,16 @@ def pairwise_iou(a: Float[Array, "A 4"], b: Float[Array, "B 4"]) -> Float[Array,
     """
     common = pairwise_intersection(a, b)
     union = areas(a)[:, None] + areas(b) - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    ratio: Array = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    return ratio
 
 
 def pairwise_coverage(a: Float[Array, "A 4"], crowds: Float[Array, "B 4"]) -> Float[Array, "A B"]:
     """Which part of each box of `a` each crowd covers: COCO's overlap with a crowd."""
     common = pairwise_intersection(a, crowds)
     own = areas(a)[:, None]
-    return np.divide(common, own, out=np.zeros_like(common), where=own > 0)
+    ratio: Array = np.divide(common, own, out=np.zeros_like(common), where=own > 0)
+    return ratio
 
 
 def encode(boxes: Float[Array, "B 4"], anchors: Float[Array, "B 4"], std: tuple[float, ...]) -> Float[Array, "B 4"]:
@@ -84,7 +86,8 @@ def clip(boxes: Float[Array, "*B 4"], window: Real[Array, "4"]) -> Float[Array, 
     """`boxes` cut off at `window`, (x1, y1, x2, y2)."""
     low = np.asarray([window[0], window[1]] * 2, boxes.dtype)
     high = np.asarray([window[2], window[3]] * 2, boxes.dtype)
-    return np.clip(boxes, low, high)
+    clipped: Array = np.clip(boxes, low, high)
+    return clipped
 
 
 def is_at_least(boxes: Float[Array, "B 4"], size: float) -> Array:
@@ -97,14 +100,16 @@ def widen(boxes: Float[Array, "*B 4"], extent: Extent) -> Float[Array, "*B 4"]:
     """Boxes whose x2 - x1 is the width under `extent`: with "inclusive", x2 and y2 are the last pixel covered."""
     if extent == "continuous":
         return boxes
-    return boxes + np.asarray([0, 0, 1, 1], boxes.dtype)
+    widened: Array = boxes + np.asarray([0, 0, 1, 1], boxes.dtype)
+    return widened
 
 
 def narrow(boxes: Float[Array, "*B 4"], extent: Extent) -> Float[Array, "*B 4"]:
     """The inverse of :func:`widen`."""
     if extent == "continuous":
         return boxes
-    return boxes - np.asarray([0, 0, 1, 1], boxes.dtype)
+    narrowed: Array = boxes - np.asarray([0, 0, 1, 1], boxes.dtype)
+    return narrowed
 
 
 def from_yxyx(boxes: Real[Array, "*B 4"]) -> Real[Array, "*B 4"]:

@@ -122,7 +122,8 @@ def _resize_inner(mask: Float[Array, "S S"], height: int, width: int) -> Float[A
 
     def hat(extent: int) -> Array:
         centers = (np.arange(extent) + 0.5) * (cells / extent) + 0.5  # in the ringed mask
-        return np.maximum(1 - np.abs(centers[:, None] - np.arange(cells + 2)), 0).astype(mask.dtype)
+        weights: Array = np.maximum(1 - np.abs(centers[:, None] - np.arange(cells + 2)), 0)
+        return weights.astype(mask.dtype)
 
     values: Array = hat(height) @ mask @ hat(width).T
     return values

@@ -45,6 +45,8 @@ class FPN(Module):
         """
         merged = [lateral(c) for lateral, c in zip(self.lateral, features, strict=True)]
         for level in range(len(merged) - 2, -1, -1):
-            merged[level] = merged[level] + resize_nearest(merged[level + 1], merged[level].shape[1:3])
+            merged[level] = merged[level] + resize_nearest(
+                merged[level + 1], (merged[level].shape[1], merged[level].shape[2])
+            )
         pyramid = [output(m) for output, m in zip(self.output, merged, strict=True)]
         return (*pyramid, pyramid[-1][:, ::2, ::2])

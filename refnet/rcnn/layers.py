@@ -19,6 +19,7 @@ def make_norm(kind: str, channels: int, config: BackboneConfig, dtype: Any) -> N
         return BatchNorm2d(channels, epsilon=config.norm_epsilon, momentum=config.norm_momentum, dtype=dtype)
     return FrozenBatchNorm2d(channels, epsilon=config.norm_epsilon, trainable=kind == "frozen_statistics", dtype=dtype)
 
+
 _HEADS = r"(fpn|rpn|box_head|mask_head)\."
 LAYERS = {
     "heads": _HEADS,

@@ -34,7 +34,8 @@ def pool_rois(
     """
     levels = assign_levels(boxes, image_size, config)
     size = (config.size, config.size)
-    parts, positions = [], []
+    parts: list[Tensor] = []
+    positions: list[Array] = []
     for level in range(FIRST_LEVEL, LAST_LEVEL + 1):
         chosen = np.flatnonzero(levels == level)
         if not len(chosen) and (positions or level < LAST_LEVEL):

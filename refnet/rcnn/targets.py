@@ -107,8 +107,8 @@ def _in_crowd(boxes: Array, truth: GroundTruth, threshold: float, extent: Extent
     crowds = truth.boxes[truth.crowd].astype(boxes.dtype)
     if not len(crowds):
         return np.zeros(len(boxes), bool)
-    overlapping: Array = (pairwise_iou(widen(boxes, extent), widen(crowds, extent)) >= threshold).any(axis=1)
-    return overlapping
+    iou = pairwise_iou(widen(boxes, extent), widen(crowds, extent))
+    return np.asarray((iou >= threshold).any(axis=1))
 
 
 def sample_rois(
@@ -170,7 +170,7 @@ def _match_rois(
     if len(objects):
         iou = pairwise_iou(widen(objects.boxes.astype(candidates.dtype), extent), widen(candidates, extent))
         matched, best = iou.argmax(axis=0), iou.max(axis=0)
-    is_object = (best >= config.positive_iou) & bool(len(objects))
+    is_object = best >= config.positive_iou if len(objects) else np.zeros(len(candidates), bool)
     is_background = ~is_object & (best >= config.negative_iou_low)
     if config.crowd == "avoid":
         is_background &= ~_in_crowd(candidates, entry, config.crowd_iou, extent)
@@ -217,7 +217,7 @@ def mask_targets(
 def binarize(values: Float[Array, "*S"], rule: Literal["soft", "round", "threshold"]) -> Float[Array, "*S"]:
     """Mask values by :attr:`RoiTargetConfig.mask_values`."""
     if rule == "soft":
-        return values
+        return np.asarray(np.minimum(values, 1))  # an average of ones may exceed 1 by a rounding
     if rule == "round":
         return np.round(values)
     return (values >= 0.5).astype(values.dtype)

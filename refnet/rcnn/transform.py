@@ -54,10 +54,16 @@ def prepare_images(
         top, left = (0, 0) if config.pad_position == "end" else ((height - h) // 2, (width - w) // 2)
         batch[index, top : top + h, left : left + w] = pixels
         windows[index] = left, top, left + w, top + h
-        scales[index] = w / image.shape[1], h / image.shape[0]
+        scales[index] = _ratios((w, h), (image.shape[1], image.shape[0]))
     return ImageBatch(
         pixels=batch, windows=windows, scales=scales, original_sizes=[(i.shape[0], i.shape[1]) for i in images]
     )
+
+
+def _ratios(after: tuple[float, float], before: tuple[float, float]) -> Float[Array, "2"]:
+    """By how much each extent changed; in float32 whatever the network's type, so that boxes equal torchvision's."""
+    ratios: Array = np.asarray(after, np.float32) / np.asarray(before, np.float32)
+    return ratios
 
 
 def resized_size(size: tuple[int, ...], config: InputConfig) -> tuple[int, int]:
@@ -87,7 +93,8 @@ def _resize(image: Float[Array, "H W C"], size: tuple[int, int]) -> Float[Array,
     if image.shape[:2] == size:
         return image
     with no_grad():
-        return resize_bilinear(Tensor(image[None]), size).data[0]
+        resized: Array = resize_bilinear(Tensor(image[None]), size).data[0]
+    return resized
 
 
 def prepare_truth(truth: Sequence[GroundTruth], images: ImageBatch) -> list[GroundTruth]:
@@ -119,6 +126,8 @@ def prepare_truth(truth: Sequence[GroundTruth], images: ImageBatch) -> list[Grou
 
 def restore_boxes(boxes: Float[Array, "D 4"], images: ImageBatch, index: int) -> Float[Array, "D 4"]:
     """Boxes of the network's input in pixels of image `index` as it was given."""
-    window, scale = images.windows[index], images.scales[index]
-    restored: Array = (boxes - np.concatenate([window[:2], window[:2]])) / np.concatenate([scale, scale])
+    window, (height, width) = images.windows[index], images.original_sizes[index]
+    left, top, right, bottom = window.tolist()
+    scale = _ratios((width, height), (right - left, bottom - top)).astype(boxes.dtype)
+    restored: Array = (boxes - np.concatenate([window[:2], window[:2]])) * np.concatenate([scale, scale])
     return restored
