@@ -174,7 +174,7 @@ def crop_and_resize(
 
     Raises:
         ShapeError: an argument has the wrong shape, or the images have no pixels.
-        DTypeError: images and boxes differ in precision, or image_index isn't of integers.
+        DTypeError: images and boxes aren't of one floating-point type, or image_index isn't of integers.
         ArgumentError: an image index is out of range, a box isn't finite or `size` isn't positive.
     """
     check_regions("crop_and_resize", images, boxes, image_index)

@@ -1,6 +1,6 @@
 """How a loss for every element becomes the result: their mean, their sum, or as they are."""
 
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from refnet.arrays import Array, namespace
 from refnet.errors import ArgumentError
@@ -18,17 +18,16 @@ def check_reduction(what: str, reduction: str) -> None:
         raise ArgumentError(f'{what}: reduction must be "mean", "sum" or "none", got {reduction!r}')
 
 
-def reduce_losses(losses: Array, reduction: Reduction) -> Array:
-    """`losses` reduced.
+def reduce_losses(losses: Any, reduction: Reduction) -> Array:
+    """`losses`, an array or a number, reduced.
 
     Choice: the mean of nothing is 0, so that a batch without objects adds nothing to the loss. Others return NaN.
     """
+    xp = namespace(losses)
     if reduction == "none":
-        return losses
+        return xp.asarray(losses)  # type: ignore[no-any-return]
     total = losses.sum()
-    if reduction == "mean":
-        total = total / max(losses.size, 1)
-    return namespace(losses).asarray(total)  # type: ignore[no-any-return]
+    return xp.asarray(total / max(losses.size, 1) if reduction == "mean" else total)  # type: ignore[no-any-return]
 
 
 def spread_gradient(grad_output: Array, count: int, reduction: Reduction) -> Array:

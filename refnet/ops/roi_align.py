@@ -220,7 +220,7 @@ def roi_align(
 
     Raises:
         ShapeError: an argument has the wrong shape, or the features have no pixels.
-        DTypeError: features and boxes differ in precision, or image_index isn't of integers.
+        DTypeError: features and boxes aren't of one floating-point type, or image_index isn't of integers.
         ArgumentError: an image index is out of range, a box isn't finite, `size` or `spatial_scale` isn't positive,
             or `sampling_ratio` is negative.
     """

@@ -113,7 +113,7 @@ def roi_pool(features: Tensor, boxes: Array, image_index: Array, *, size: int | 
 
     Raises:
         ShapeError: an argument has the wrong shape, or the features have no pixels.
-        DTypeError: image_index isn't of integers.
+        DTypeError: features and boxes aren't of one floating-point type, or image_index isn't of integers.
         ArgumentError: an image index is out of range, a box isn't finite, `size` or `spatial_scale` isn't positive.
     """
     check_regions("roi_pool", features, boxes, image_index)

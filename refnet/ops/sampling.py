@@ -120,7 +120,7 @@ def check_regions(what: str, images: Tensor, boxes: Tensor | Array, image_index:
     Raises:
         ShapeError: `images` isn't (N, H, W, C) with at least one pixel, `boxes` isn't (R, 4), or there isn't one
             image index a box.
-        DTypeError: `image_index` isn't of integers.
+        DTypeError: images and boxes aren't of one floating-point type, or `image_index` isn't of integers.
         ArgumentError: an image index is out of range, or a coordinate isn't finite.
     """
     if images.ndim != 4 or 0 in images.shape[1:3]:
@@ -130,6 +130,10 @@ def check_regions(what: str, images: Tensor, boxes: Tensor | Array, image_index:
     if image_index.shape != (len(boxes),):
         raise ShapeError(
             f"{what}: image_index must have one entry per box, expected ({len(boxes)},), got {image_index.shape}"
+        )
+    if images.dtype.kind != "f" or boxes.dtype != images.dtype:
+        raise DTypeError(
+            f"{what}: expected images and boxes of one floating-point type, got {images.dtype} and {boxes.dtype}"
         )
     if image_index.dtype.kind not in "iu":
         raise DTypeError(f"{what}: image_index must hold integers, got {image_index.dtype}")
