@@ -5,7 +5,7 @@ triangles of random colour, size and place, thinned out by non-maximum suppressi
 the earlier. Enough to train a detector with masks from scratch in minutes, and nothing to download.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -38,34 +38,32 @@ SILHOUETTES: dict[str, Silhouette] = {
 class ShapesConfig:
     """What the images look like; lengths in pixels. The defaults are Matterport's, except `min_contrast`.
 
-    Attributes:
-        image_size: height and width.
-        channels: of the image; 3 are red, green, blue.
-        classes: the shapes to draw, any of :data:`SILHOUETTES`; the first is class 1.
-        min_count, max_count: shapes drawn at random, before overlapping ones are removed.
-        min_half_size, max_half_size: half the height of a shape; it is a whole number.
-        margin: least distance of a shape's centre from the image's edges; the shape itself may reach beyond.
-        nms_threshold: of two shapes whose boxes have a greater intersection over union, the front one stays.
-        min_visible: a shape of which less than this share is visible is left out altogether.
-        min_contrast: a shape's colour departs by at least this much of 255 from the ground's, in some channel.
-        noise: standard deviation of the noise added to every pixel, as a share of 255.
-
     Raises:
         ConfigError: a field is out of its range.
     """
 
     image_size: int = 128
+    """Height and width."""
     channels: int = 3
-    classes: Sequence[str] = ("square", "circle", "triangle")
+    """Of the image; 3 are red, green, blue."""
+    classes: tuple[str, ...] = ("square", "circle", "triangle")
+    """The shapes to draw, of square, circle, triangle, diamond, ring, cross and ellipse; the first is class 1."""
     min_count: int = 1
     max_count: int = 4
+    """Shapes drawn at random, before overlapping ones are removed."""
     min_half_size: int = 20
     max_half_size: int = 32
+    """Half the height of a shape; it is a whole number."""
     margin: int = 20
+    """Least distance of a shape's centre from the image's edges; the shape itself may reach beyond them."""
     nms_threshold: float = 0.3
+    """Of two shapes whose boxes have a greater intersection over union, the one in front stays."""
     min_visible: float = 0.25
+    """A shape of which less than this share is visible is left out altogether."""
     min_contrast: int = 16
+    """A shape's colour departs by at least this much of 255 from the ground's, in some channel."""
     noise: float = 0.0
+    """Standard deviation of the noise added to every pixel, as a share of 255."""
 
     def __post_init__(self) -> None:
         for name, valid, expected in (
@@ -92,7 +90,7 @@ class ShapesConfig:
         unknown = [name for name in self.classes if name not in SILHOUETTES]
         if unknown or not self.classes or len(set(self.classes)) != len(self.classes):
             raise ConfigError(
-                f"shapes: classes must be one or more different ones of {', '.join(SILHOUETTES)}, got {tuple(self.classes)}"
+                f"shapes: classes must be one or more different ones of {', '.join(SILHOUETTES)}, got {self.classes}"
             )
 
 
@@ -123,7 +121,7 @@ class Shapes:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The shapes' names; class k is the one at position k - 1."""
-        return tuple(self.config.classes)
+        return self.config.classes
 
     @property
     def category_ids(self) -> tuple[int, ...]:

@@ -1,0 +1,27 @@
+"""How good are the detections? COCO's figures for a dataset, and one number for an image.
+
+coco.py       average precision and recall of boxes and masks, curves, COCO's results format
+quality.py    panoptic quality of one image
+"""
+
+from refnet.evaluate.coco import (
+    ClassMetrics,
+    CocoEvaluator,
+    Evaluation,
+    Metrics,
+    coco_results,
+    evaluate,
+    image_results,
+)
+from refnet.evaluate.quality import panoptic_quality
+
+__all__ = [
+    "ClassMetrics",
+    "CocoEvaluator",
+    "Evaluation",
+    "Metrics",
+    "coco_results",
+    "evaluate",
+    "image_results",
+    "panoptic_quality",
+]
