@@ -293,9 +293,10 @@ def _unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
     """The adjoint of broadcasting: sum `grad` over the axes along which `shape` was repeated."""
     if grad.shape == shape:
         return grad
-    grad = grad.sum(axis=tuple(range(grad.ndim - len(shape))))
-    repeated = tuple(axis for axis, extent in enumerate(shape) if extent == 1 and grad.shape[axis] != 1)
-    return grad.sum(axis=repeated, keepdims=True) if repeated else grad
+    added = grad.ndim - len(shape)
+    stretched = (added + axis for axis, extent in enumerate(shape) if extent == 1)
+    total: Array = namespace(grad).asarray(grad.sum(axis=(*range(added), *stretched)))
+    return total.reshape(shape)
 
 
 class Add(Function):

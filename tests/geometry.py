@@ -9,6 +9,11 @@ from hypothesis import strategies as st
 seeds = st.integers(0, 2**32 - 1)
 
 
+def pairs(least: int, most: int) -> st.SearchStrategy[tuple[int, int]]:
+    """(vertical, horizontal)."""
+    return st.tuples(st.integers(least, most), st.integers(least, most))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Convolution:
     """A convolution's shapes and parameters, and arrays of these shapes."""
@@ -43,15 +48,14 @@ class Convolution:
 @st.composite
 def convolutions(draw: st.DrawFn, least_images: int = 1, largest_channels: int = 3) -> Convolution:
     """Any valid convolution of small extents, paddings of all four sides drawn by themselves."""
-    pair = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))
-    kernel, stride, dilation = draw(pair(1, 4)), draw(pair(1, 3)), draw(pair(1, 2))
-    padding = (draw(pair(0, 3)), draw(pair(0, 3)))
+    kernel, stride, dilation = draw(pairs(1, 4)), draw(pairs(1, 3)), draw(pairs(1, 2))
+    padding = (draw(pairs(0, 3)), draw(pairs(0, 3)))
     groups = draw(st.integers(1, 3))
     size = [
         draw(st.integers(0, 6)) + max(1, (k - 1) * d + 1 - sum(pads))
         for k, d, pads in zip(kernel, dilation, padding, strict=True)
     ]
-    inputs, outputs = draw(pair(1, largest_channels))
+    inputs, outputs = draw(pairs(1, largest_channels))
     return Convolution(
         x_shape=(draw(st.integers(least_images, 3)), *size, groups * inputs),
         w_shape=(*kernel, inputs, groups * outputs),
@@ -85,7 +89,7 @@ class Pooling:
 @st.composite
 def poolings(draw: st.DrawFn, symmetric: bool = False, most_padding: float = 1.0) -> Pooling:
     """Any valid pooling of small extents; `symmetric` paddings of at most that share of the window."""
-    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    kernel = draw(pairs(1, 4))
     padding = []
     for k in kernel:
         most = min(k - 1, int(k * most_padding))
@@ -95,13 +99,18 @@ def poolings(draw: st.DrawFn, symmetric: bool = False, most_padding: float = 1.0
     return Pooling(
         x_shape=(draw(st.integers(1, 2)), *size, draw(st.integers(1, 3))),
         kernel_size=kernel,
-        stride=(draw(st.integers(1, 4)), draw(st.integers(1, 4))),
+        stride=draw(pairs(1, 4)),
         padding=(padding[0], padding[1]),
         seed=draw(seeds),
     )
 
 
+def off_zero(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Numbers at least 1/8 from 0, of both signs, so that central differences meet no kink there."""
+    return np.asarray(rng.choice([-1.0, 1.0], shape) * rng.uniform(0.125, 2, shape))
+
+
 def distinct(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Numbers of which no two are nearer than 1/8, so that central differences meet no kink of a maximum."""
     count = int(np.prod(shape))
-    return (rng.permutation(count).reshape(shape) - count / 2) / 8.0
+    return np.asarray((rng.permutation(count).reshape(shape) - count / 2) / 8.0)

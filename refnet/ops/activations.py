@@ -1,13 +1,13 @@
 """Activations: relu, leaky_relu, sigmoid, and softmax with its logarithm."""
 
 from refnet.arrays import Array, namespace
-from refnet.autograd import Function, Gradients, Tensor
+from refnet.autograd import Function, Gradients, Result, Tensor
 
 
 class Relu(Function):
     """max(x, 0); the derivative is 1 where x > 0, else 0."""
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Result:
         y: Array = namespace(x).maximum(x, 0)
         self.y = y
         return y
@@ -19,7 +19,7 @@ class Relu(Function):
 class LeakyRelu(Function):
     """x where x > 0, else slope · x."""
 
-    def forward(self, x: Array, *, slope: float) -> Array:
+    def forward(self, x: Array, *, slope: float) -> Result:
         self.x, self.slope = x, slope
         y: Array = namespace(x).where(x > 0, x, slope * x)
         return y
@@ -31,7 +31,7 @@ class LeakyRelu(Function):
 class Sigmoid(Function):
     """1 / (1 + exp(-x)), written so that nothing overflows; the derivative is y (1 - y)."""
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Result:
         xp = namespace(x)
         e = xp.exp(-abs(x))
         y: Array = xp.where(x >= 0, xp.ones_like(e), e) / (1 + e)
@@ -45,7 +45,7 @@ class Sigmoid(Function):
 class Softmax(Function):
     """exp(x) / sum exp(x) along an axis; the gradient is y (g - sum g y)."""
 
-    def forward(self, x: Array, *, axis: int) -> Array:
+    def forward(self, x: Array, *, axis: int) -> Result:
         self.axis = axis
         e = namespace(x).exp(x - x.max(axis=axis, keepdims=True))  # the largest exponent is 0: no overflow
         y: Array = e / e.sum(axis=axis, keepdims=True)
@@ -60,7 +60,7 @@ class Softmax(Function):
 class LogSoftmax(Function):
     """x - log sum exp(x) along an axis; the gradient is g - softmax(x) sum g."""
 
-    def forward(self, x: Array, *, axis: int) -> Array:
+    def forward(self, x: Array, *, axis: int) -> Result:
         xp = namespace(x)
         self.axis = axis
         shifted = x - x.max(axis=axis, keepdims=True)

@@ -1,14 +1,14 @@
 """Functions of one element, or of a pair of elements: exp, log, sqrt, power, absolute, maximum, minimum, clip."""
 
 from refnet.arrays import Array, namespace
-from refnet.autograd import Function, Gradients, Tensor
+from refnet.autograd import Function, Gradients, Result, Tensor
 from refnet.errors import ArgumentError
 
 
 class Exp(Function):
     """exp x; the derivative is the value."""
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Result:
         y: Array = namespace(x).exp(x)
         self.y = y
         return y
@@ -20,7 +20,7 @@ class Exp(Function):
 class Log(Function):
     """Natural logarithm; the derivative is 1 / x."""
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Result:
         self.x = x
         y: Array = namespace(x).log(x)
         return y
@@ -32,7 +32,7 @@ class Log(Function):
 class Sqrt(Function):
     """Square root; the derivative is 1 / (2 y)."""
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Result:
         y: Array = namespace(x).sqrt(x)
         self.y = y
         return y
@@ -44,7 +44,7 @@ class Sqrt(Function):
 class Absolute(Function):
     """abs x; the derivative is the sign, 0 at 0."""
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Result:
         self.x = x
         return abs(x)
 
@@ -55,7 +55,7 @@ class Absolute(Function):
 class Maximum(Function):
     """The larger of a and b."""
 
-    def forward(self, a: Array, b: Array) -> Array:
+    def forward(self, a: Array, b: Array) -> Result:
         self.a, self.b = a, b
         y: Array = namespace(a, b).maximum(a, b)
         return y
@@ -67,7 +67,7 @@ class Maximum(Function):
 class Minimum(Function):
     """The smaller of a and b."""
 
-    def forward(self, a: Array, b: Array) -> Array:
+    def forward(self, a: Array, b: Array) -> Result:
         self.a, self.b = a, b
         y: Array = namespace(a, b).minimum(a, b)
         return y
@@ -76,7 +76,7 @@ class Minimum(Function):
         return _to_the_larger(grad_output, self.b, self.a), _to_the_larger(grad_output, self.a, self.b)
 
 
-def _to_the_larger(grad: Array, one: Array, other: Array) -> Array:
+def _to_the_larger(grad: Array, one: Array, other: Array) -> Result:
     """The share of `grad` that belongs to `one`: all where it is larger than `other`, half where they are equal."""
     xp = namespace(grad)
     share: Array = xp.where(one > other, grad, xp.where(one == other, grad / 2, 0))
@@ -86,7 +86,7 @@ def _to_the_larger(grad: Array, one: Array, other: Array) -> Array:
 class Clip(Function):
     """x moved into [low, high]; the derivative is 1 within, the limits included, and 0 outside."""
 
-    def forward(self, x: Array, *, low: float, high: float) -> Array:
+    def forward(self, x: Array, *, low: float, high: float) -> Result:
         self.within = (x >= low) & (x <= high)
         y: Array = x.clip(low, high)
         return y

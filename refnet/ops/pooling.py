@@ -26,7 +26,7 @@ def max_pool2d_forward(
     """The maximum of each window, and its place in the window, a · kw + b (int32), the first where several are equal."""
     padded = np.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-np.inf)
     windows = sliding_window_view(padded, kernel_size, axis=(1, 2))[:, :: stride[0], :: stride[1]]
-    windows = windows.reshape(*windows.shape[:4], -1)  # N Ho Wo C kh·kw
+    windows = windows.reshape(*windows.shape[:4], kernel_size[0] * kernel_size[1])  # N Ho Wo C kh·kw
     place = windows.argmax(axis=-1)
     y = np.take_along_axis(windows, place[..., None], axis=-1)[..., 0]
     return y, place.astype(np.int32)

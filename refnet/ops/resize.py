@@ -82,9 +82,9 @@ def nearest(source: int, size: int) -> Int[np.ndarray, " P"]:
 def bilinear(source: int, size: int, *, align_corners: bool) -> Float[np.ndarray, "P S"]:
     """The matrix that samples `source` pixels at `size` places: the hat function 1 - |distance| around each."""
     if align_corners:
-        at = np.arange(size) * ((source - 1) / max(size - 1, 1))
+        at = np.arange(size) * (source - 1) / max(size - 1, 1)
     else:
-        at = (np.arange(size) + 0.5) * (source / size) - 0.5  # the centre of pixel i is i + 1/2
+        at = (np.arange(size) + 0.5) * source / size - 0.5  # the centre of pixel i is i + 1/2
     at = at.clip(0, source - 1)
     hat: Array = np.maximum(0, 1 - abs(at[:, None] - np.arange(source)))
     return hat

@@ -65,7 +65,8 @@ class Take(Function):
 
     def forward(self, x: Array, *, indices: Array, axis: int) -> Array:
         self.shape, self.indices, self.axis = x.shape, indices, axis
-        y: Array = namespace(x).take(x, indices, axis=axis)
+        xp = namespace(x)
+        y: Array = xp.asarray(xp.take(x, indices, axis=axis))
         return y
 
     def backward(self, grad_output: Array) -> Gradients:

@@ -197,13 +197,13 @@ def test_equals_torch(torch, case: Convolution):
     u = rng.standard_normal(y.shape)
     y.backward(u)
 
-    tx = torch.tensor(x.data.transpose(0, 3, 1, 2), requires_grad=True)
-    tw = torch.tensor(w.data.transpose(3, 2, 0, 1), requires_grad=True)
+    tx = torch.tensor(x.data.transpose(0, 3, 1, 2).copy(), requires_grad=True)
+    tw = torch.tensor(w.data.transpose(3, 2, 0, 1).copy(), requires_grad=True)
     tb = torch.tensor(bias.data, requires_grad=True)
     (top, bottom), (left, right) = case.padding
     padded = torch.nn.functional.pad(tx, (left, right, top, bottom))
     ty = torch.nn.functional.conv2d(padded, tw, tb, stride=case.stride, dilation=case.dilation, groups=case.groups)
-    ty.backward(torch.tensor(u.transpose(0, 3, 1, 2)))
+    ty.backward(torch.tensor(u.transpose(0, 3, 1, 2).copy()))
     np.testing.assert_allclose(y.data, ty.detach().numpy().transpose(0, 2, 3, 1), rtol=0, atol=1e-10)
     np.testing.assert_allclose(x.grad, tx.grad.numpy().transpose(0, 2, 3, 1), rtol=0, atol=1e-10)
     np.testing.assert_allclose(w.grad, tw.grad.numpy().transpose(2, 3, 1, 0), rtol=0, atol=1e-10)
