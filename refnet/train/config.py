@@ -1,0 +1,218 @@
+"""What makes a run: the network, the data, and how one is trained on the other.
+
+The command line's flags and the keys of a configuration file are generated from these records; see
+:mod:`refnet.train.config_file`. All of it is stored with the run, and with every checkpoint.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from refnet.data import CocoDataset, Dataset, Shapes, ShapesConfig
+from refnet.errors import ConfigError
+from refnet.nn import Schedule, schedules
+from refnet.rcnn.config import ModelConfig
+from refnet.rcnn.layers import LAYERS
+from refnet.rcnn.presets import shapes
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapesData:
+    """Toy shapes, drawn as they are asked for."""
+
+    train_count: int = 500
+    """Images to train on."""
+    val_count: int = 200
+    """Other images, to evaluate on."""
+    data_seed: int = 0
+    """Which images: equal seeds draw equal ones."""
+    shapes: ShapesConfig = field(default_factory=ShapesConfig)
+    """What the images look like."""
+
+    def __post_init__(self) -> None:
+        _check(self.train_count >= 1, f"train_count must be at least 1, got {self.train_count}")
+        _check(self.val_count >= 0, f"val_count must not be negative, got {self.val_count}")
+
+    def training(self, channels: int) -> Dataset:
+        """The images to train on.
+
+        Raises:
+            ConfigError: they haven't as many channels as the network takes.
+        """
+        self._check_channels(channels)
+        return Shapes(self.shapes, count=self.train_count, seed=self.data_seed, split="train")
+
+    def validation(self, channels: int) -> Dataset | None:
+        """The images to evaluate on; None if there are none.
+
+        Raises:
+            ConfigError: they haven't as many channels as the network takes.
+        """
+        self._check_channels(channels)
+        if not self.val_count:
+            return None
+        return Shapes(self.shapes, count=self.val_count, seed=self.data_seed, split="val")
+
+    def _check_channels(self, channels: int) -> None:
+        _check(
+            self.shapes.channels == channels,
+            f"input.channels and shapes.channels must be equal, got {channels} and {self.shapes.channels}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CocoData:
+    """Images in folders, with their objects in files of COCO's format."""
+
+    images: Path
+    """The folder of the images to train on."""
+    annotations: Path
+    """Their objects, JSON in COCO's format."""
+    val_images: Path | None = None
+    """The folder of the images to evaluate on."""
+    val_annotations: Path | None = None
+    """Their objects."""
+
+    def __post_init__(self) -> None:
+        _check(
+            (self.val_images is None) == (self.val_annotations is None),
+            f"val_images and val_annotations belong together, got {self.val_images} and {self.val_annotations}",
+        )
+
+    def training(self, channels: int) -> CocoDataset:
+        """The images to train on, converted to `channels` if these are 1 (gray) or 3 (RGB)."""
+        return _coco(self.images, self.annotations, channels)
+
+    def validation(self, channels: int) -> CocoDataset | None:
+        """The images to evaluate on, converted likewise; None if none were named."""
+        if self.val_images is None or self.val_annotations is None:
+            return None
+        return _coco(self.val_images, self.val_annotations, channels)
+
+
+def _coco(images: Path, annotations: Path, channels: int) -> CocoDataset:
+    if channels == 1:
+        return CocoDataset(images, annotations, channels=1)
+    return CocoDataset(images, annotations, channels=3 if channels == 3 else None)
+
+
+Data: TypeAlias = ShapesData | CocoData
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How the network is trained (approximate joint training, Ren et al. 2015, section 3.2)."""
+
+    steps: int = 1200
+    """Batches to train on in all."""
+    batch_size: int = 8
+    """Images of a batch."""
+    seed: int = 0
+    """Of the initial weights, the order of the images, flips and sampling. Equal seeds give equal runs, bit for bit."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Stochastic gradient descent with momentum, or Adam with decoupled weight decay."""
+    lr: float = 0.02
+    """The learning rate that `warmup_steps` lead to and `schedule` starts from."""
+    momentum: float = 0.9
+    """For sgd: how much of the last step's velocity stays."""
+    nesterov: bool = True
+    """For sgd: look ahead by the momentum."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """For adamw: how much of the first and second moments stays."""
+    weight_decay: float = 1e-4
+    """How strongly weights are drawn to 0."""
+    decay_vectors: bool = False
+    """Whether weight_decay holds for parameters with one axis too: biases, scales and shifts."""
+    warmup_steps: int = 50
+    """Steps in which the learning rate rises in a straight line."""
+    warmup_start: float = 1e-3
+    """The share of the learning rate at the first step of the warm-up."""
+    schedule: Literal["cosine", "multi_step", "constant"] = "cosine"
+    """cosine: to 0 at the last step. multi_step: times gamma at each of the milestones. constant: stays."""
+    milestones: tuple[int, ...] = ()
+    """For multi_step: the steps behind which the learning rate is lower."""
+    gamma: float = 0.1
+    """For multi_step: by what the learning rate is multiplied."""
+    clip_norm: float | None = 5.0
+    """Gradients longer than this are shortened to it; None: never."""
+    clip: Literal["global", "each"] = "global"
+    """Whether clip_norm bounds the length of all gradients together, or of each parameter's."""
+    layers: str = "all"
+    """Which parameters are trained: all; heads, everything behind the backbone; 5+, 4+, 3+, the heads and the backbone
+    from C5, C4, C3 on; or a regular expression that is matched at the start of parameter names."""
+    weights: Path | None = None
+    """A checkpoint whose weights the run starts from, or a run, which stands for its newest; None: random weights."""
+    weights_exclude: str | None = None
+    """A regular expression, matched at the start of names: weights not to take, such as box_head.predict for a new
+    number of classes."""
+    flip: float = 0.5
+    """The probability that an image is mirrored left to right."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; there is always one at the end."""
+    eval_batch_size: int = 8
+    """Images that are evaluated at a time."""
+    device: Literal["cpu"] = "cpu"
+    """Where arrays live."""
+    kernels: Literal["tuned", "specification"] = "tuned"
+    """tuned: the fast kernels of refnet.kernels. specification: the normative text itself."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every", "eval_batch_size"):
+            _check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "weight_decay", "warmup_steps"):
+            _check(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("flip", "warmup_start"):
+            _check(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        _check(0 <= self.seed < 2**64, f"seed must lie in [0, 2^64), got {self.seed}")
+        _check(self.clip_norm is None or self.clip_norm > 0, f"clip_norm must be positive, got {self.clip_norm}")
+        _check(
+            bool(self.milestones) == (self.schedule == "multi_step"),
+            f"milestones belong to schedule multi_step, and it to them; got {self.milestones} for {self.schedule}",
+        )
+        self.learning_rate()
+        for name in ("layers", "weights_exclude"):
+            try:
+                re.compile(getattr(self, name) or "")
+            except re.error as error:
+                raise ConfigError(
+                    f"{name} must be a regular expression, got {getattr(self, name)!r}: {error}"
+                ) from error
+
+    def learning_rate(self) -> Callable[[int], float]:
+        """The learning rate of a step, counted from 0."""
+        after: Schedule
+        if self.schedule == "cosine":
+            after = schedules.cosine(self.steps)
+        elif self.schedule == "multi_step":
+            after = schedules.multi_step(self.milestones, self.gamma)
+        else:
+            after = schedules.constant()
+        factor = schedules.product(schedules.warmup(self.warmup_steps, start=self.warmup_start), after)
+        return lambda step: self.lr * factor(step)
+
+    def trained(self) -> str:
+        """The regular expression that the whole names of trained parameters match."""
+        return f"(?:{LAYERS.get(self.layers, self.layers)}).*"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """A whole run."""
+
+    model: ModelConfig = field(default_factory=shapes)
+    """Every choice of the network."""
+    data: Data = field(default_factory=ShapesData)
+    """What it is trained and evaluated on."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How it is trained."""
+
+    def for_classes(self, class_names: tuple[str, ...]) -> "RunConfig":
+        """The same run with as many classes as the dataset has."""
+        return replace(self, model=replace(self.model, num_classes=len(class_names)))

@@ -1,0 +1,291 @@
+"""The training loop: one step after the other, each of which can be repeated bit for bit.
+
+A step is a function of the weights, the optimiser's state and its own number: the images, flips and samples that it
+draws depend on (seed, step) alone, and so does the learning rate. A checkpoint therefore holds all there is to hold.
+"""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refnet.data import Dataset, Sample, batches, stream
+from refnet.errors import CheckpointError, ConfigError
+from refnet.nn import (
+    SGD,
+    AdamW,
+    NonFiniteError,
+    Optimizer,
+    Parameter,
+    clip_gradients,
+    find_nonfinite,
+    match_names,
+    set_trainable,
+)
+from refnet.rcnn.config import ModelConfig
+from refnet.rcnn.model import MaskRCNN
+from refnet.train.checkpoint import Checkpoint, load_checkpoint, load_newest, save_checkpoint
+from refnet.train.config import RunConfig, TrainConfig
+from refnet.train.config_file import differences, from_document, to_document, write_config
+from refnet.train.interrupt import stop_on_signals
+from refnet.train.memory import peak_memory_mib
+from refnet.train.metrics import MetricsLog
+from refnet.train.run_dir import CHECKPOINTS, METRICS, holds_run
+
+ADJUSTABLE = (
+    "steps",
+    "checkpoint_every",
+    "eval_batch_size",
+    "val_count",
+    "val_images",
+    "val_annotations",
+    "detections",
+)
+"""What a resumed run may change, since no step before the checkpoint would have been another one; a cosine's steps
+would, and are up to the user."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResult:
+    """How training ended.
+
+    Attributes:
+        steps: how many steps are finished.
+        interrupted: whether a signal ended it before the last step.
+        checkpoint: the newest checkpoint.
+    """
+
+    steps: int
+    interrupted: bool
+    checkpoint: Path
+
+
+def build_model(config: RunConfig) -> MaskRCNN:
+    """The network with the weights that a run starts from: random ones, and over them those of ``train.weights``.
+
+    Raises:
+        CheckpointError: a weight of the checkpoint has another shape or isn't there, and ``weights_exclude`` doesn't
+            name it.
+    """
+    model = MaskRCNN(config.model, rng=stream(config.train.seed, "weights"))
+    if config.train.weights is not None:
+        _take_weights(model, config.train.weights, config.train.weights_exclude)
+    return model
+
+
+def _take_weights(model: MaskRCNN, source: Path, exclude: str | None) -> None:
+    checkpoint = load_run_checkpoint(source)
+    names = {**model.state(), **checkpoint.model}
+    excluded = set(match_names(names, f"(?:{exclude}).*", what="weights_exclude")) if exclude else set()
+    taken = {name: array for name, array in checkpoint.model.items() if name not in excluded}
+    missing = set(model.load_state(taken, strict=False)) - excluded
+    unknown = set(taken) - set(model.state())
+    if missing or unknown:
+        raise CheckpointError(
+            f"weights {source}: expected those of this network, got {len(missing)} too few {sorted(missing)[:3]} and "
+            f"{len(unknown)} too many {sorted(unknown)[:3]}"
+        )
+
+
+def load_run_checkpoint(source: Path) -> Checkpoint:
+    """A checkpoint from its file, or the newest one from the folder of its run.
+
+    Raises:
+        CheckpointError: it isn't there or is damaged.
+    """
+    return load_newest(source / CHECKPOINTS)[1] if source.is_dir() else load_checkpoint(source)
+
+
+def load_model(checkpoint: Checkpoint, config: ModelConfig | None = None) -> MaskRCNN:
+    """The network of a checkpoint, with its weights.
+
+    Args:
+        config: another configuration to use the weights with, such as one with other detection thresholds.
+
+    Raises:
+        CheckpointError: the weights have other names or shapes than `config` needs.
+    """
+    if config is None:
+        config = from_document(checkpoint.config, source="checkpoint").model
+    model = MaskRCNN(config, rng=np.random.default_rng(0))
+    model.load_state(checkpoint.model)
+    return model
+
+
+def make_optimizer(parameters: Mapping[str, Parameter], config: TrainConfig) -> Optimizer:
+    """The optimiser of the parameters that are trained.
+
+    Choice: parameters with one axis (biases, and the scales and shifts of norms) don't decay unless
+    ``decay_vectors`` says so (Goyal et al. 2017, section 5.3, for the norms). torchvision and Detectron2 let them,
+    Matterport exempts the norms'.
+    """
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    vectors = [] if config.decay_vectors else [re.escape(name) for name, p in trained.items() if p.ndim == 1]
+    if config.optimizer == "adamw":
+        return AdamW(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, no_decay=vectors)
+    return SGD(
+        trained, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0,
+        weight_decay=config.weight_decay, no_decay=vectors,
+    )  # fmt: skip
+
+
+def train(
+    config: RunConfig,
+    dataset: Dataset,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    model: MaskRCNN | None = None,
+) -> TrainingResult:
+    """Train until ``config.train.steps`` steps are finished, or a signal asks to stop.
+
+    A first Ctrl-C (or SIGTERM) lets the present step finish and saves; a second one interrupts at once.
+
+    Args:
+        dataset: the images to train on.
+        run_dir: receives ``config.toml``, ``config.json``, ``metrics.jsonl`` with a line for each step, and
+            ``checkpoints/`` with the newest two.
+        resume: continue from the newest checkpoint in `run_dir` as if the run had never stopped.
+        progress: draw a progress bar on standard error.
+        model: the network; by default the one that :func:`build_model` makes of `config`.
+
+    Raises:
+        CheckpointError: with `resume`, there is no checkpoint, it is damaged, or it is of another configuration.
+        ConfigError: without `resume`, `run_dir` already holds a run.
+        NonFiniteError: a loss or gradient is infinite or NaN. The message names the first; checkpoints remain.
+    """
+    settings = config.train
+    checkpoint = _resumable(config, dataset, run_dir) if resume else None
+    if not resume and holds_run(run_dir):
+        raise ConfigError(f"train: expected a folder without a run, got {run_dir}, which has one; resume it")
+    model = build_model(config) if model is None else model
+    set_trainable(model, settings.trained())
+    optimizer = make_optimizer(model.parameters(), settings)
+    start = 0
+    if checkpoint is not None:
+        model.load_state(checkpoint.model)
+        optimizer.load_state(checkpoint.optimizer)
+        start = checkpoint.step
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_config(config, run_dir)
+    return _run_steps(model, optimizer, config, dataset, run_dir, start=start, progress=progress)
+
+
+def _resumable(config: RunConfig, dataset: Dataset, run_dir: Path) -> Checkpoint:
+    """The newest checkpoint in `run_dir`, if a run of `config` can continue from it."""
+    path, checkpoint = load_newest(run_dir / CHECKPOINTS)
+    found = differences(
+        {**checkpoint.config, "class_names": checkpoint.class_names},
+        {**to_document(config), "class_names": tuple(dataset.class_names)},
+    )
+    changed = {key: values for key, values in found.items() if key.partition(".")[0] not in ADJUSTABLE}
+    if changed:
+        lines = "".join(f"\n  {key}: expected {old!r}, got {new!r}" for key, (old, new) in changed.items())
+        raise CheckpointError(f"checkpoint {path}: it is of a run with another configuration:{lines}")
+    return checkpoint
+
+
+def _run_steps(
+    model: MaskRCNN,
+    optimizer: Optimizer,
+    config: RunConfig,
+    dataset: Dataset,
+    run_dir: Path,
+    *,
+    start: int,
+    progress: bool,
+) -> TrainingResult:
+    from tqdm import tqdm
+
+    settings = config.train
+    learning_rate = settings.learning_rate()
+
+    def save(step: int) -> Path:
+        log.sync()
+        return save_checkpoint(run_dir / CHECKPOINTS, _checkpoint(model, optimizer, config, dataset, step))
+
+    step = start
+    path = None
+    stream_of_batches = batches(
+        dataset, batch_size=settings.batch_size, seed=settings.seed, start_step=start, flip_probability=settings.flip
+    )
+    with (
+        MetricsLog(run_dir / METRICS, after=start) as log,
+        stop_on_signals() as stop,
+        tqdm(total=settings.steps, initial=start, unit="step", disable=not progress, dynamic_ncols=True) as bar,
+    ):
+        while step < settings.steps and not stop:
+            before = time.perf_counter()
+            index, samples = next(stream_of_batches)
+            assert index == step
+            values = train_step(model, optimizer, samples, settings, step=step, lr=learning_rate(step))
+            step += 1
+            seconds = time.perf_counter() - before
+            speed = len(samples) / seconds
+            timing = {"images_per_second": speed, "seconds": seconds, "peak_memory_mib": peak_memory_mib()}
+            log.write({"step": step} | values | timing)
+            bar.set_postfix_str(_summary(values, speed), refresh=False)
+            bar.update()
+            if stop or step % settings.checkpoint_every == 0 or step == settings.steps:
+                path = save(step)
+        if path is None:  # stopped before the first step, or nothing was left to do
+            path = save(step)
+    return TrainingResult(steps=step, interrupted=step < settings.steps, checkpoint=path)
+
+
+def train_step(
+    model: MaskRCNN, optimizer: Optimizer, samples: Sequence[Sample], config: TrainConfig, *, step: int, lr: float
+) -> dict[str, float]:
+    """One step on one batch; `step` counts from 0.
+
+    Returns:
+        The losses, the learning rate, and the norm of the gradients before clipping.
+
+    Raises:
+        NonFiniteError: a loss or gradient is infinite or NaN. The message names the first, or the first parameter if
+            one already was; no parameter was changed by this step.
+    """
+    model.zero_grad()
+    parameters = optimizer.parameters
+    losses = model.losses(
+        [sample.image for sample in samples],
+        [sample.truth for sample in samples],
+        rng=stream(config.seed, "sampling", step),
+    )
+    values = losses.as_dict()
+    wrong = [name for name in sorted(values, key=lambda name: name == "loss") if not np.isfinite(values[name])]
+    if wrong:
+        culprits = find_nonfinite(model.parameters())
+        cause = f"; so is the parameter {culprits[0]}" if culprits else "; all parameters are finite"
+        raise NonFiniteError(f"step {step + 1}: {wrong[0]} must be finite, got {values[wrong[0]]}{cause}")
+    losses.total.backward()
+    try:
+        norm = clip_gradients(parameters, max_norm=config.clip_norm or np.inf, mode=config.clip)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"step {step + 1}: the losses are finite, but {error}") from error
+    optimizer.step(lr)
+    return values | {"lr": lr, "grad_norm": norm}
+
+
+def _checkpoint(model: MaskRCNN, optimizer: Optimizer, config: RunConfig, dataset: Dataset, step: int) -> Checkpoint:
+    return Checkpoint(
+        step=step,
+        model=model.state(),
+        optimizer=optimizer.state(),
+        config=to_document(config),
+        class_names=tuple(dataset.class_names),
+        category_ids=tuple(dataset.category_ids),
+        random={"generator": "Philox", "seed": config.train.seed, "next_step": step},
+    )
+
+
+def _summary(values: Mapping[str, Any], images_per_second: float) -> str:
+    losses = " ".join(
+        f"{name.removesuffix('_loss')} {value:.3f}" for name, value in values.items() if name.endswith("loss")
+    )
+    return f"{losses}, {images_per_second:.1f} images/s"

@@ -1,0 +1,38 @@
+"""A network and images so small that a step takes some hundredths of a second."""
+
+from dataclasses import replace
+from typing import Any
+
+from refnet.data import ShapesConfig
+from refnet.rcnn.config import ModelConfig
+from refnet.rcnn.presets import shapes
+from refnet.train import RunConfig, ShapesData, TrainConfig
+
+FLAGS = (
+    "--backbone.width 8 --fpn.channels 16 --rpn.channels 16 --box-head.channels 32 --mask-head.channels 16 "
+    "--mask-head.convolutions 1 --shapes.image-size 64 --shapes.min-half-size 8 --shapes.max-half-size 16 "
+    "--train-count 20 --val-count 3 --batch-size 2"
+).split()
+"""The same on the command line."""
+
+
+def tiny_model() -> ModelConfig:
+    """The preset for shapes with an eighth of its channels."""
+    model = shapes()
+    return replace(
+        model,
+        backbone=replace(model.backbone, width=8),
+        fpn=replace(model.fpn, channels=16),
+        rpn=replace(model.rpn, channels=16),
+        box_head=replace(model.box_head, channels=32),
+        mask_head=replace(model.mask_head, channels=16, convolutions=1),
+    )
+
+
+def tiny_run(**train: Any) -> RunConfig:
+    """A run of 20 steps on 64x64 images, two at a time; `train` are other fields of its TrainConfig."""
+    data = ShapesData(
+        train_count=20, val_count=3, shapes=ShapesConfig(image_size=64, min_half_size=8, max_half_size=16)
+    )
+    settings: dict[str, Any] = {"steps": 20, "batch_size": 2, "checkpoint_every": 10, "warmup_steps": 5} | train
+    return RunConfig(model=tiny_model(), data=data, train=TrainConfig(**settings))
