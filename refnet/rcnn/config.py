@@ -7,8 +7,8 @@ M is Matterport's Mask_RCNN 2.1, T torchvision, D Detectron2, C ChainerCV, PF py
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeAlias, get_args, get_origin
 
 from refnet.errors import ConfigError
 
@@ -18,6 +18,19 @@ Four: TypeAlias = tuple[float, float, float, float]
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _check_choices(stage: str, record: Any) -> None:
+    """Every field whose type lists its values must hold one of them: a misspelt convention isn't another one."""
+    for entry in fields(record):
+        if get_origin(entry.type) is Literal:
+            value, choices = getattr(record, entry.name), get_args(entry.type)
+            _check(value in choices, f"{stage}{entry.name} must be one of {choices}, got {value!r}")
+
+
+def _check_fields_positive(stage: str, record: Any, *names: str) -> None:
+    for name in names:
+        _check_positive(f"{stage}{name}", getattr(record, name))
 
 
 def _check_fraction(name: str, *values: float) -> None:
@@ -57,8 +70,8 @@ class InputConfig:
     """bgr reverses the channels (D, PF: weights that came from Caffe)."""
 
     def __post_init__(self) -> None:
-        _check_positive("input.channels, min_size, max_size, pad_divisor", self.channels, self.min_size, self.max_size)
-        _check_positive("input.pad_divisor", self.pad_divisor)
+        _check_choices("input.", self)
+        _check_fields_positive("input.", self, "channels", "min_size", "max_size", "pad_divisor")
         _check(self.max_size >= self.min_size, f"input.max_size must be at least min_size, got {self.max_size}")
         _check_positive("input.std", *self.std)
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -94,6 +107,7 @@ class BackboneConfig:
     """The last batch norm of each block starts at scale 0, so that blocks start as the identity (Goyal et al. 2017)."""
 
     def __post_init__(self) -> None:
+        _check_choices("backbone.", self)
         _check_positive("backbone.width", self.width)
         _check(self.norm_epsilon >= 0, f"backbone.norm_epsilon must not be negative, got {self.norm_epsilon}")
         _check_fraction("backbone.norm_momentum", self.norm_momentum)
@@ -108,6 +122,7 @@ class FpnConfig:
     """kaiming_uniform with a = 1 (T), glorot_uniform (M)."""
 
     def __post_init__(self) -> None:
+        _check_choices("fpn.", self)
         _check_positive("fpn.channels", self.channels)
 
 
@@ -130,8 +145,10 @@ class AnchorConfig:
     """nominal: 4, 8, 16, 32, 64. floor: size of the padded input // size of the feature map (T)."""
 
     def __post_init__(self) -> None:
+        _check_choices("anchors.", self)
         _check(len(self.sizes) == 5, f"anchors.sizes must have one entry for each of P2 to P6, got {len(self.sizes)}")
         _check(len({len(s) for s in self.sizes}) == 1, "anchors.sizes must have equally many sizes on every level")
+        _check(bool(self.sizes[0]), "anchors.sizes must not be empty")
         _check(bool(self.ratios), "anchors.ratios must not be empty")
         _check_positive("anchors.sizes", *(size for level in self.sizes for size in level))
         _check_positive("anchors.ratios", *self.ratios)
@@ -172,10 +189,10 @@ class RpnConfig:
     """Proposals are cut off at the image's own border (T, D) or at that of the padding (M)."""
 
     def __post_init__(self) -> None:
-        _check_positive("rpn.channels", self.channels)
+        _check_choices("rpn.", self)
+        counts = ("pre_nms_train", "pre_nms_test", "post_nms_train", "post_nms_test")
+        _check_fields_positive("rpn.", self, "channels", *counts)
         _check_positive("rpn.delta_std", *self.delta_std)
-        _check_positive("rpn.pre_nms_*, post_nms_*", self.pre_nms_train, self.pre_nms_test)
-        _check_positive("rpn.pre_nms_*, post_nms_*", self.post_nms_train, self.post_nms_test)
         _check_fraction("rpn.nms_threshold", self.nms_threshold)
         _check(self.min_size >= 0, f"rpn.min_size must not be negative, got {self.min_size}")
 
@@ -202,7 +219,9 @@ class AnchorTargetConfig:
     positive_fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_fraction("anchor_targets.positive_iou, negative_iou", self.positive_iou, self.negative_iou)
+        _check_choices("anchor_targets.", self)
+        _check_fraction("anchor_targets.positive_iou", self.positive_iou)
+        _check_fraction("anchor_targets.negative_iou", self.negative_iou)
         _check(
             self.negative_iou <= self.positive_iou,
             f"anchor_targets.negative_iou must be at most positive_iou, got {self.negative_iou}",
@@ -235,7 +254,9 @@ class RoiTargetConfig:
     """Targets are left as they are (T), rounded with 0.5 to 0 (M), or 1 from 0.5 on (D)."""
 
     def __post_init__(self) -> None:
-        _check_fraction("roi_targets.positive_iou, negative_iou_low", self.positive_iou, self.negative_iou_low)
+        _check_choices("roi_targets.", self)
+        _check_fraction("roi_targets.positive_iou", self.positive_iou)
+        _check_fraction("roi_targets.negative_iou_low", self.negative_iou_low)
         _check_fraction("roi_targets.positive_fraction", self.positive_fraction)
         _check(
             self.negatives == "fill" or self.positive_fraction > 0,
@@ -267,7 +288,8 @@ class RoiPoolConfig:
     (width - 1, height - 1) of the padded input (M)."""
 
     def __post_init__(self) -> None:
-        _check_positive("pool size, canonical_size", self.size, self.canonical_size)
+        _check_choices("pool ", self)
+        _check_fields_positive("pool ", self, "size", "canonical_size")
         _check(self.sampling_ratio >= 0, f"pool sampling_ratio must not be negative, got {self.sampling_ratio}")
         _check(
             self.method != "crop_and_resize" or self.box_units == "normalized",
@@ -295,6 +317,7 @@ class BoxHeadConfig:
     .001 (D, the paper); glorot_uniform (M)."""
 
     def __post_init__(self) -> None:
+        _check_choices("box_head.", self)
         _check_positive("box_head.channels", self.channels)
         _check_positive("box_head.delta_std", *self.delta_std)
 
@@ -313,6 +336,7 @@ class MaskHeadConfig:
     initialization: Literal["kaiming_fan_out", "glorot_uniform"] = "kaiming_fan_out"
 
     def __post_init__(self) -> None:
+        _check_choices("mask_head.", self)
         _check(self.convolutions >= 0, f"mask_head.convolutions must not be negative, got {self.convolutions}")
         _check_positive("mask_head.channels", self.channels)
 
@@ -335,6 +359,7 @@ class LossConfig:
     mask_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        _check_choices("losses.", self)
         for name in ("rpn_beta", "box_beta"):
             _check(getattr(self, name) >= 0, f"losses.{name} must not be negative, got {getattr(self, name)}")
 
@@ -361,7 +386,9 @@ class DetectionConfig:
     """A pasted mask is true from here on; None leaves probabilities (T returns those). M .5."""
 
     def __post_init__(self) -> None:
-        _check_fraction("detections.score_threshold, nms_threshold", self.score_threshold, self.nms_threshold)
+        _check_choices("detections.", self)
+        _check_fraction("detections.score_threshold", self.score_threshold)
+        _check_fraction("detections.nms_threshold", self.nms_threshold)
         _check_positive("detections.limit", self.limit)
         _check(self.min_size >= 0, f"detections.min_size must not be negative, got {self.min_size}")
         if self.mask_threshold is not None:
@@ -395,6 +422,7 @@ class ModelConfig:
     detections: DetectionConfig = field(default_factory=DetectionConfig)
 
     def __post_init__(self) -> None:
+        _check_choices("", self)
         _check_positive("num_classes", self.num_classes)
 
 
