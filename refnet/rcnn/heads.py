@@ -9,7 +9,7 @@ from refnet.autograd import Tensor
 from refnet.nn import Conv2d, ConvTranspose2d, Linear, Module, init
 from refnet.ops import relu, reshape
 from refnet.rcnn.config import BackboneConfig, BoxHeadConfig, MaskHeadConfig
-from refnet.rcnn.layers import INITIALIZERS, make_norm
+from refnet.rcnn.layers import INITIALIZERS, make_norm, normalize_regions
 from refnet.rcnn.structures import BoxOutput, per_class_outputs
 
 
@@ -59,7 +59,7 @@ class BoxHead(Module):
         else:
             hidden = pooled
             for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-                hidden = relu(norm(convolution(hidden), training=training))
+                hidden = relu(normalize_regions(norm, convolution(hidden), training=training))
             hidden = reshape(hidden, (len(pooled), -1))
         return BoxOutput(
             class_logits=self.classes(hidden),
@@ -117,7 +117,7 @@ class MaskHead(Module):
         for index, convolution in enumerate(self.convolutions):
             hidden = convolution(hidden)
             if self.norms:
-                hidden = self.norms[index](hidden, training=training)
+                hidden = normalize_regions(self.norms[index], hidden, training=training)
             hidden = relu(hidden)
         logits: Tensor = self.logits(relu(self.upsample(hidden)))
         return logits

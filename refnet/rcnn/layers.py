@@ -2,6 +2,7 @@
 
 from typing import Any, TypeAlias
 
+from refnet.autograd import Tensor
 from refnet.nn import BatchNorm2d, FrozenBatchNorm2d, init
 from refnet.rcnn.config import BackboneConfig
 
@@ -20,13 +21,21 @@ def make_norm(kind: str, channels: int, config: BackboneConfig, dtype: Any) -> N
     return FrozenBatchNorm2d(channels, epsilon=config.norm_epsilon, trainable=kind == "frozen_statistics", dtype=dtype)
 
 
-_HEADS = r"(fpn|rpn|box_head|mask_head)\."
+def normalize_regions(norm: Norm, x: Tensor, *, training: bool) -> Tensor:
+    """`norm` of the features of regions, of which a batch may have none: then there are no statistics to train.
+
+    With fewer than two values a channel the running statistics serve, and stay as they are.
+    """
+    return norm(x, training=training and x.size >= 2 * x.shape[-1])
+
+
+_HEADS = r"(fpn|rpn|box_head|mask_head)\..*"
 LAYERS = {
     "heads": _HEADS,
-    "5+": rf"backbone\.stages\.3\.|{_HEADS}",
-    "4+": rf"backbone\.stages\.[23]\.|{_HEADS}",
-    "3+": rf"backbone\.stages\.[123]\.|{_HEADS}",
-    "all": r"",
+    "5+": rf"backbone\.stages\.3\..*|{_HEADS}",
+    "4+": rf"backbone\.stages\.[23]\..*|{_HEADS}",
+    "3+": rf"backbone\.stages\.[123]\..*|{_HEADS}",
+    "all": r".*",
 }
-"""Regular expressions, matched at the start of parameter names, for fine-tuning a part of the network: everything
+"""Patterns of whole parameter names (:func:`refnet.nn.set_trainable`) for fine-tuning a part of the network: everything
 behind the backbone, and with it the backbone's stages from C5, C4 or C3 on (Matterport's ``model.train(layers=)``)."""
