@@ -40,11 +40,11 @@ def select_detections(
         score = scores[rows][region, classes]
         channel = class_channel(classes, head.background, head.class_agnostic)
         decoded = decode(deltas[rows][region, channel], widen(boxes[region], extent), head.delta_std, head.delta_clamp)
-        box = clip(narrow(decoded, extent), images.windows[index])
-        large = is_at_least(widen(box, extent), config.min_size)
+        box = clip(decoded, images.windows[index])
+        large = is_at_least(box, config.min_size)
         box, score, classes = box[large], score[large], classes[large]
-        kept = batched_nms(widen(box, extent), score, classes, iou_threshold=config.nms_threshold, limit=config.limit)
-        found.append(Detections(boxes=box[kept], classes=classes[kept], scores=score[kept], masks=None))
+        kept = batched_nms(box, score, classes, iou_threshold=config.nms_threshold, limit=config.limit)
+        found.append(Detections(boxes=narrow(box[kept], extent), classes=classes[kept], scores=score[kept], masks=None))
     return found
 
 
@@ -87,7 +87,8 @@ def paste_masks(
 
     Choice: "soft" widens mask and box by one cell on every side, truncates the box to whole pixels and counts both
     ends as inside (torchvision); "hard" rounds the box to whole pixels, half to even (Matterport). Either resamples
-    bilinearly with half-pixel centres; "hard" takes everything outside the mask for 0.
+    bilinearly with half-pixel centres; "hard" takes everything outside the mask for 0, but lets no value leave the
+    range of the mask's own.
     """
     height, width = size
     threshold = config.mask_threshold
@@ -105,7 +106,7 @@ def paste_masks(
                 continue
             values = _resize_inner(mask, y2 - y1, x2 - x1)
         top, left = max(y1, 0), max(x1, 0)
-        part = values[top - y1 : height - y1, left - x1 : width - x1]
+        part = values[top - y1 : max(height - y1, 0), left - x1 : max(width - x1, 0)]  # none of a box outside
         target = pasted[index, top : top + part.shape[0], left : left + part.shape[1]]
         target[...] = part if threshold is None else part >= threshold
     return pasted
@@ -117,13 +118,17 @@ def _resize(mask: Float[Array, "S S"], height: int, width: int) -> Float[Array, 
 
 
 def _resize_inner(mask: Float[Array, "S S"], height: int, width: int) -> Float[Array, "h w"]:
-    """Resize the inside of a mask that has one ring of zeros, so that values near the edge blend with 0."""
-    cells = mask.shape[0] - 2
+    """Resize the inside of a mask that has one ring of zeros, so that values near the edge blend with 0.
+
+    scikit-image, which Matterport resizes with, then clips to the range of the mask itself: a mask that is 1
+    throughout stays so up to its edge.
+    """
+    cells, inner = mask.shape[0] - 2, mask[1:-1, 1:-1]
 
     def hat(extent: int) -> Array:
         centers = (np.arange(extent) + 0.5) * (cells / extent) + 0.5  # in the ringed mask
         weights: Array = np.maximum(1 - np.abs(centers[:, None] - np.arange(cells + 2)), 0)
         return weights.astype(mask.dtype)
 
-    values: Array = hat(height) @ mask @ hat(width).T
+    values: Array = (hat(height) @ mask @ hat(width).T).clip(inner.min(), inner.max())
     return values

@@ -40,20 +40,19 @@ def propose(
             score = objectness_scores(logits[level][index])
             # by logit: where the probability saturates, it no longer tells the better from the good
             best = best_first(_margin(logits[level][index]), before)
-            decoded = decode(
-                deltas[level][index][best], widen(reference[best], extent), config.delta_std, config.delta_clamp
+            boxes.append(
+                decode(deltas[level][index][best], widen(reference[best], extent), config.delta_std, config.delta_clamp)
             )
-            boxes.append(narrow(decoded, extent))
             scores.append(score[best])
             levels.append(np.full(len(best), level))
         window = images.windows[index]
         if config.clip == "padded":
             window = np.asarray([0, 0, images.size[1], images.size[0]], window.dtype)
         box, score, group = clip(np.concatenate(boxes), window), np.concatenate(scores), np.concatenate(levels)
-        large = is_at_least(widen(box, extent), config.min_size)
+        large = is_at_least(box, config.min_size)
         box, score, group = box[large], score[large], group[large]
-        kept = batched_nms(widen(box, extent), score, group, iou_threshold=config.nms_threshold, limit=after)
-        proposals.append(Proposals(boxes=box[kept], scores=score[kept]))
+        kept = batched_nms(box, score, group, iou_threshold=config.nms_threshold, limit=after)
+        proposals.append(Proposals(boxes=narrow(box[kept], extent), scores=score[kept]))
     return proposals
 
 
