@@ -71,12 +71,12 @@ def assign_levels(boxes: Float[Array, "R 4"], image_size: tuple[int, int], confi
     Choice: rounded down (the paper) or to the nearest (Matterport), from pixels or from normalised coordinates
     times the square root of the image's area, which is a little less.
     """
+    area = areas(boxes)
     if config.box_units == "normalized":
-        side = np.sqrt(areas(to_normalized(boxes, image_size))) * np.sqrt(image_size[0] * image_size[1])
-    else:
-        side = np.sqrt(areas(boxes))
-    with np.errstate(divide="ignore", invalid="ignore"):  # a box without area, or padding, goes to the finest level
-        raw = np.log2(side / config.canonical_size) + config.level_epsilon
+        area = areas(to_normalized(boxes, image_size)) * (image_size[0] * image_size[1])
+    # a box without area goes to the finest level; normalised, one narrower than a pixel has less than none
+    with np.errstate(divide="ignore", invalid="ignore"):
+        raw = np.log2(np.sqrt(area) / config.canonical_size) + config.level_epsilon
         raw = np.where(np.isfinite(raw), raw, -np.inf)
     level = (
         np.floor(config.canonical_level + raw)
