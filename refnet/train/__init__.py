@@ -18,7 +18,7 @@ from refnet.train.config_file import (
     to_document,
     with_document,
 )
-from refnet.train.loop import TrainingResult, build_model, load_model, load_run_checkpoint, train
+from refnet.train.loop import TrainingResult, build_model, config_of, load_model, load_run_checkpoint, train
 from refnet.train.memory import keep_freed_memory, peak_memory_mib
 from refnet.train.metrics import read_metrics
 from refnet.train.run_dir import delete_run, holds_run
@@ -32,6 +32,7 @@ __all__ = [
     "TrainingResult",
     "as_toml",
     "build_model",
+    "config_of",
     "delete_run",
     "from_document",
     "holds_run",

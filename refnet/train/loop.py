@@ -100,6 +100,11 @@ def load_run_checkpoint(source: Path) -> Checkpoint:
     return load_newest(source / CHECKPOINTS)[1] if source.is_dir() else load_checkpoint(source)
 
 
+def config_of(checkpoint: Checkpoint) -> RunConfig:
+    """The configuration of the run that a checkpoint belongs to."""
+    return from_document(checkpoint.config, source="checkpoint")
+
+
 def load_model(checkpoint: Checkpoint, config: ModelConfig | None = None) -> MaskRCNN:
     """The network of a checkpoint, with its weights.
 
@@ -110,7 +115,7 @@ def load_model(checkpoint: Checkpoint, config: ModelConfig | None = None) -> Mas
         CheckpointError: the weights have other names or shapes than `config` needs.
     """
     if config is None:
-        config = from_document(checkpoint.config, source="checkpoint").model
+        config = config_of(checkpoint).model
     model = MaskRCNN(config, rng=np.random.default_rng(0))
     model.load_state(checkpoint.model)
     return model

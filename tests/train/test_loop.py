@@ -138,7 +138,7 @@ def test_checkpoints_come_at_their_intervals_and_at_the_end(tmp_path: Path) -> N
 def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     train(tiny_run(steps=1), tmp_path)
     before = newest_bytes(tmp_path)
-    with pytest.raises(ConfigError, match="already|without a run"):
+    with pytest.raises(ConfigError, match="expected a folder without a run"):
         train(tiny_run(steps=1), tmp_path)
     assert newest_bytes(tmp_path) == before
 
@@ -149,7 +149,7 @@ def test_resuming_another_configuration_is_refused_by_name(tmp_path: Path) -> No
     other = replace(config, model=replace(config.model, rpn=replace(config.model.rpn, nms_threshold=0.6)))
     with pytest.raises(CheckpointError, match=r"rpn\.nms_threshold: expected 0\.7, got 0\.6"):
         train(other, tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match="lr: expected 0.02, got 0.01"):
+    with pytest.raises(CheckpointError, match=r"lr: expected 0\.02, got 0\.01"):
         train(tiny_run(steps=1, lr=0.01), tmp_path, resume=True)
     shapes = replace(config.data.shapes, classes=("circle", "square", "triangle"))
     with pytest.raises(CheckpointError, match=r"shapes\.classes"):
@@ -218,7 +218,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_nothing_moves(tmp_path: Path
     before = {name: p.data.copy() for name, p in model.parameters().items()}
     with (
         np.errstate(all="ignore"),
-        pytest.raises(NonFiniteError, match="step 1: the losses are finite, but .*gradient of backbone"),
+        pytest.raises(NonFiniteError, match=r"step 1: the losses are finite, but .*gradient of backbone"),
     ):
         train(config, tmp_path, model=BrokenGradient(model))
     assert all(np.array_equal(before[name], p.data) for name, p in model.parameters().items())

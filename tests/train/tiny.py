@@ -9,10 +9,11 @@ from refnet.rcnn.presets import shapes
 from refnet.train import RunConfig, ShapesData, TrainConfig
 
 FLAGS = (
-    "--backbone.width 8 --fpn.channels 16 --rpn.channels 16 --box-head.channels 32 --mask-head.channels 16 "
-    "--mask-head.convolutions 1 --shapes.image-size 64 --shapes.min-half-size 8 --shapes.max-half-size 16 "
-    "--train-count 20 --val-count 3 --batch-size 2"
-).split()
+    *("--backbone.width", "8", "--fpn.channels", "16", "--rpn.channels", "16", "--box-head.channels", "32"),
+    *("--mask-head.channels", "16", "--mask-head.convolutions", "1", "--shapes.image-size", "64"),
+    *("--shapes.min-half-size", "8", "--shapes.max-half-size", "16"),
+    *("--train-count", "20", "--val-count", "3", "--batch-size", "2"),
+)
 """The same on the command line."""
 
 
