@@ -32,18 +32,22 @@ def assign_anchors(
 
     An anchor is positive from ``positive_iou`` on, or if it is the best one of some object; it is background below
     ``negative_iou`` with every object; all others take no part.
+
+    Choice: with border "ignore", an anchor that crosses the border of its image (not that of the padding) takes no
+    part at all, so an object's best anchor is the best of those inside.
     """
     labels = np.empty((len(truth), len(anchors)), np.int64)
     deltas = np.zeros((len(truth), len(anchors), 4), anchors.dtype)
     for index, entry in enumerate(truth):
         objects = entry.select(~entry.crowd)
-        label, matched = match_anchors(anchors, objects, config, extent)
+        label, matched = np.full(len(anchors), IGNORE), np.zeros(len(anchors), np.int64)
+        eligible = np.ones(len(anchors), bool)
+        if config.border == "ignore":
+            low, high = images.windows[index, :2], images.windows[index, 2:]
+            eligible = ((anchors[:, :2] >= low) & (anchors[:, 2:] <= high)).all(axis=1)
+        label[eligible], matched[eligible] = match_anchors(anchors[eligible], objects, config, extent)
         if config.crowd == "avoid":
             label[(label == BACKGROUND) & _in_crowd(anchors, entry, config.crowd_iou, extent)] = IGNORE
-        if config.border == "ignore":
-            height, width = images.size
-            inside = (anchors[:, :2] >= 0).all(axis=1) & (anchors[:, 2:] <= [width, height]).all(axis=1)
-            label[~inside] = IGNORE
         labels[index] = sample_labels(label, config.batch_size, config.positive_fraction, rng)
         positive = np.flatnonzero(labels[index] == 1)
         boxes = objects.boxes.astype(anchors.dtype)
@@ -62,7 +66,7 @@ def match_anchors(
     only. Such a forced anchor regresses to the object that *it* overlaps most, as every implementation does, or to
     the object that forced it, as the paper's text has it.
     """
-    if not len(objects):
+    if not len(objects) or not len(anchors):
         return np.full(len(anchors), BACKGROUND), np.zeros(len(anchors), np.int64)
     iou = pairwise_iou(widen(objects.boxes.astype(anchors.dtype), extent), widen(anchors, extent))  # G A
     matched, best = iou.argmax(axis=0), iou.max(axis=0)
