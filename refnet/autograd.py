@@ -53,7 +53,8 @@ class Tensor:
 
     Attributes:
         data: the values, a NumPy or CuPy array.
-        grad: the gradient that :func:`backward` added up here, or None; only leaves keep one.
+        grad: the gradient that :func:`backward` added up here, or None; only leaves keep one. It may share memory
+            with others: replace it, but don't write into it.
         requires_grad: whether gradients flow to this tensor.
         creator: the Function that computed it, or None for a leaf.
 

@@ -80,8 +80,8 @@ def test_each_maximum_stands_at_its_place(case: Pooling):
     assert place.dtype == np.int32
     (top, _), (left, _) = case.padding
     for n, i, j, c in np.ndindex(y.shape):
-        rows = [r for r in range(i * case.stride[0] - top, i * case.stride[0] - top + case.kernel_size[0])]
-        columns = [k for k in range(j * case.stride[1] - left, j * case.stride[1] - left + case.kernel_size[1])]
+        rows = list(range(i * case.stride[0] - top, i * case.stride[0] - top + case.kernel_size[0]))
+        columns = list(range(j * case.stride[1] - left, j * case.stride[1] - left + case.kernel_size[1]))
         inside = [
             (x[n, r, k, c], -(a * len(columns) + b))
             for a, r in enumerate(rows)
