@@ -41,10 +41,9 @@ def assign_anchors(
     for index, entry in enumerate(truth):
         objects = entry.select(~entry.crowd)
         label, matched = np.full(len(anchors), IGNORE), np.zeros(len(anchors), np.int64)
-        eligible = np.ones(len(anchors), bool)
+        eligible: Array = np.ones(len(anchors), bool)
         if config.border == "ignore":
-            low, high = images.windows[index, :2], images.windows[index, 2:]
-            eligible = ((anchors[:, :2] >= low) & (anchors[:, 2:] <= high)).all(axis=1)
+            eligible = _is_within(anchors, images.windows[index])
         label[eligible], matched[eligible] = match_anchors(anchors[eligible], objects, config, extent)
         if config.crowd == "avoid":
             label[(label == BACKGROUND) & _in_crowd(anchors, entry, config.crowd_iou, extent)] = IGNORE
@@ -85,6 +84,11 @@ def match_anchors(
         weak = best[forced] < config.positive_iou
         matched[forced[weak]] = forcing[weak]
     return labels, matched
+
+
+def _is_within(boxes: Float[Array, "B 4"], window: Float[Array, "4"]) -> Array:
+    within: Array = ((boxes[:, :2] >= window[:2]) & (boxes[:, 2:] <= window[2:])).all(axis=1)
+    return within
 
 
 def sample_labels(
