@@ -86,9 +86,8 @@ def match_anchors(
     return labels, matched
 
 
-def _is_within(boxes: Float[Array, "B 4"], window: Float[Array, "4"]) -> Array:
-    within: Array = ((boxes[:, :2] >= window[:2]) & (boxes[:, 2:] <= window[2:])).all(axis=1)
-    return within
+def _is_within(boxes: Float[Array, "B 4"], window: Float[Array, "4"]) -> Bool[Array, " B"]:
+    return np.asarray(((boxes[:, :2] >= window[:2]) & (boxes[:, 2:] <= window[2:])).all(axis=1))
 
 
 def sample_labels(
