@@ -3,4 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-KERNELS: dict[str, Callable[..., Any]] = {}
+from refnet.kernels.cpu import nms, roi
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "batched_nms": nms.batched_nms,
+    "crop_and_resize_forward": roi.crop_and_resize_forward,
+    "crop_and_resize_grad_boxes": roi.crop_and_resize_grad_boxes,
+    "crop_and_resize_grad_images": roi.crop_and_resize_grad_images,
+    "nms": nms.nms,
+    "roi_align_forward": roi.roi_align_forward,
+    "roi_align_grad_boxes": roi.roi_align_grad_boxes,
+    "roi_align_grad_features": roi.roi_align_grad_features,
+}

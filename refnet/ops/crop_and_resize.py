@@ -117,12 +117,12 @@ def crop_and_resize_grad_boxes(
     grad_rows, grad_columns = grad_matrices(grad_output, images, image_index, rows, columns)
     grad_s = (grad_rows * hat_derivative(s, h, margin=0)).sum(axis=-1)
     grad_t = (grad_columns * hat_derivative(t, w, margin=0)).sum(axis=-1)
-    grad_y1, grad_y2 = _grad_edges(grad_s, h)
-    grad_x1, grad_x2 = _grad_edges(grad_t, w)
+    grad_y1, grad_y2 = grad_edges(grad_s, h)
+    grad_x1, grad_x2 = grad_edges(grad_t, w)
     return np.stack([grad_x1, grad_y1, grad_x2, grad_y2], axis=1)
 
 
-def _grad_edges(grad_coordinates: Float[Array, "R P"], length: int) -> tuple[Float[Array, " R"], Float[Array, " R"]]:
+def grad_edges(grad_coordinates: Float[Array, "R P"], length: int) -> tuple[Float[Array, " R"], Float[Array, " R"]]:
     """The gradients of the lower and the upper edge of each box, from those of its samples' coordinates."""
     count = grad_coordinates.shape[1]
     share = np.arange(count) / (count - 1) if count > 1 else np.array([0.5])  # of the upper edge
