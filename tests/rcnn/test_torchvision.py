@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import refnet.kernels
 
+import refnet.kernels
 from refnet.autograd import Tensor
 from refnet.rcnn import GroundTruth, MaskRCNN, ModelConfig
 from refnet.rcnn.detections import own_masks, paste_masks, select_detections
