@@ -1,0 +1,226 @@
+"""Images and ground truth on their way into the network, boxes on their way back, and the records themselves."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refnet.errors import DataError, ShapeError
+from refnet.rcnn import GroundTruth
+from refnet.rcnn.config import InputConfig
+from refnet.rcnn.presets import matterport, torchvision
+from refnet.rcnn.transform import padded_size, prepare_images, prepare_truth, resized_size, restore_boxes
+from tests.rcnn.small import truth, vary
+
+PLAIN = InputConfig(resize="none", pad_divisor=1, value_scale=1.0, mean=(0.0,), std=(1.0,))
+
+
+def ramp(height: int, width: int, channels: int = 3) -> np.ndarray:
+    return np.arange(height * width * channels, dtype=np.float64).reshape(height, width, channels) % 251
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((800, 1000), (800, 1000)),
+        ((400, 500), (800, 1000)),
+        ((1000, 500), (1333, 666)),  # the longer side is the limit, and fractions are cut off
+        ((1600, 2400), (800, 1200)),
+        ((1, 5000), (1, 1333)),  # never less than a pixel
+    ],
+)
+def test_shortest_edge(size, expected):
+    assert resized_size(size, torchvision().input) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "expected", "window"),
+    [
+        # computed by Matterport's resize_image(mode="square"); windows as (x1, y1, x2, y2)
+        ((100, 128), (128, 128), (100, 128), [0, 14, 128, 114]),
+        ((37, 53), (64, 128), (64, 92), [18, 32, 110, 96]),  # enlarged to the least size
+        ((90, 40), (128, 128), (128, 57), [35, 0, 92, 128]),  # as far as the other side allows
+        ((150, 201), (96, 128), (96, 128), [0, 16, 128, 112]),  # shrunk to the largest
+        ((33, 77), (67, 99), (42, 99), [0, 28, 99, 70]),
+    ],
+)
+def test_square(size, limits, expected, window):
+    config = vary(matterport().input, {"min_size": limits[0], "max_size": limits[1]})
+    assert resized_size(size, config) == expected
+    batch = prepare_images([ramp(*size)], config)
+    assert batch.size == (limits[1], limits[1])
+    np.testing.assert_array_equal(batch.windows, [window])
+
+
+def test_no_resizing_and_padding_to_the_divisor():
+    config = vary(PLAIN, {"pad_divisor": 32})
+    assert padded_size([(30, 65), (33, 20)], config) == (64, 96)
+    images = [ramp(30, 65), ramp(33, 20)]
+    batch = prepare_images(images, config, np.float64)
+    assert batch.pixels.shape == (2, 64, 96, 3)
+    np.testing.assert_array_equal(batch.windows, [[0, 0, 65, 30], [0, 0, 20, 33]])
+    np.testing.assert_array_equal(batch.scales, np.ones((2, 2)))
+    assert list(batch.original_sizes) == [(30, 65), (33, 20)]
+    for pixels, image in zip(batch.pixels, images, strict=True):
+        height, width = image.shape[:2]
+        np.testing.assert_array_equal(pixels[:height, :width], image)
+        assert not pixels[height:].any()
+        assert not pixels[:, width:].any()
+
+
+def test_centered_padding_leaves_the_odd_pixel_to_the_end():
+    batch = prepare_images([ramp(29, 31)], vary(PLAIN, {"pad_divisor": 16, "pad_position": "center"}), np.float64)
+    np.testing.assert_array_equal(batch.windows, [[0, 1, 31, 30]])
+    np.testing.assert_array_equal(batch.pixels[0, 1:30, :31], ramp(29, 31))
+    assert batch.pixels[0, :, 31:].sum() == batch.pixels[0, 30:].sum() == batch.pixels[0, :1].sum() == 0
+
+
+def test_values_are_scaled_then_normalized_then_padded():
+    image = np.zeros((1, 1, 3), np.uint8)
+    image[0, 0] = 255, 51, 0
+    config = vary(PLAIN, {"value_scale": 1 / 255, "mean": (0.5, 0.1, 0.25), "std": (0.25, 0.1, 0.5), "pad_divisor": 2})
+    pixels = prepare_images([image], config, np.float64).pixels
+    np.testing.assert_allclose(pixels[0, 0, 0], [2.0, 1.0, -0.5], rtol=1e-15)
+    np.testing.assert_array_equal(pixels[0, 1], np.zeros((2, 3)))
+    black = prepare_images([image], vary(config, {"pad_before_normalization": True}), np.float64).pixels
+    np.testing.assert_allclose(black[0, 1, 1], [-2.0, -1.0, -0.5], rtol=1e-15)
+    np.testing.assert_array_equal(black[0, 0, 0], pixels[0, 0, 0])
+
+
+def test_mean_and_deviation_belong_to_the_order_that_the_network_sees():
+    image = np.full((1, 1, 3), [1.0, 2.0, 3.0])
+    config = vary(PLAIN, {"mean": (10.0, 20.0, 30.0)})
+    np.testing.assert_array_equal(prepare_images([image], config).pixels[0, 0, 0], [-9, -18, -27])
+    bgr = vary(config, {"channel_order": "bgr"})
+    np.testing.assert_array_equal(prepare_images([image], bgr).pixels[0, 0, 0], [-7, -18, -29])
+
+
+@pytest.mark.parametrize("channels", [1, 4, 5])
+def test_any_number_of_channels(channels):
+    config = vary(PLAIN, {"channels": channels, "mean": (1.0,) * channels, "std": (2.0,)})
+    batch = prepare_images([ramp(4, 6, channels)], config, np.float64)
+    np.testing.assert_array_equal(batch.pixels[0], (ramp(4, 6, channels) - 1) / 2)
+
+
+def test_resizing_interpolates_between_centres_of_pixels():
+    image = np.array([0.0, 100.0])[None, :, None].repeat(2, axis=0)  # 2 x 2
+    config = vary(PLAIN, {"resize": "shortest_edge", "min_size": 4, "max_size": 4, "channels": 1})
+    pixels = prepare_images([image], config, np.float64).pixels[0, :, :, 0]
+    np.testing.assert_allclose(pixels, np.tile([0.0, 25.0, 75.0, 100.0], (4, 1)), rtol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_precision(dtype):
+    batch = prepare_images([ramp(5, 7).astype(np.uint8)], torchvision().input, dtype)
+    assert batch.pixels.dtype == batch.windows.dtype == batch.scales.dtype == dtype
+
+
+@pytest.mark.usefixtures("unannotated")
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "at least one image"),
+        ([ramp(4, 4, 1)], r"image 0 must be \(height, width, 3\)"),
+        ([ramp(4, 4), ramp(4, 4)[..., 0]], "image 1 must be"),
+        ([ramp(4, 4)[:0]], r"got \(0, 4, 3\)"),
+    ],
+)
+def test_images_of_another_shape_are_refused(images, message):
+    with pytest.raises(ShapeError, match=message):
+        prepare_images(images, PLAIN)
+
+
+def test_truth_moves_with_its_image():
+    config = vary(matterport().input, {"min_size": 8, "max_size": 16})
+    batch = prepare_images([ramp(4, 4), ramp(8, 16)], config, np.float64)  # the first is doubled, and lies at (4, 4)
+    masks = np.zeros((1, 4, 4), bool)
+    masks[0, 1, 2:] = True
+    first, second = prepare_truth(
+        [truth([[2, 1, 4, 2]], [3], masks=masks), truth([[0, 0, 16, 8]], [1], crowd=[True])], batch
+    )
+    np.testing.assert_array_equal(first.boxes, [[8, 6, 12, 8]])
+    expected = np.zeros((1, 16, 16), bool)
+    expected[0, 6:8, 8:12] = True
+    np.testing.assert_array_equal(first.masks, expected)
+    np.testing.assert_array_equal(second.boxes, [[0, 4, 16, 12]])
+    assert second.masks is None
+    assert second.crowd.all()
+    assert (first.classes, second.classes) == ([3], [1])
+
+
+def test_masks_take_the_nearest_pixel_above():
+    config = vary(PLAIN, {"resize": "shortest_edge", "min_size": 5, "max_size": 5, "channels": 1})
+    batch = prepare_images([ramp(3, 3, 1)], config)
+    masks = np.eye(3, dtype=bool)[None]
+    moved = prepare_truth([truth([[0, 0, 3, 3]], [1], masks=masks)], batch)[0].masks[0]
+    source = [0, 0, 1, 1, 2]  # floor(i 3 / 5)
+    np.testing.assert_array_equal(moved, masks[0][np.ix_(source, source)])
+
+
+def test_an_image_without_objects_keeps_none():
+    batch = prepare_images([ramp(4, 6)], vary(PLAIN, {"pad_divisor": 8}))
+    moved = prepare_truth([GroundTruth.empty(4, 6)], batch)[0]
+    assert len(moved) == 0
+    assert moved.masks.shape == (0, 8, 8)
+
+
+def test_truth_that_doesnt_fit_its_images_is_refused():
+    batch = prepare_images([ramp(4, 6)], PLAIN)
+    with pytest.raises(ShapeError, match="objects of 1 images, got those of 2"):
+        prepare_truth([GroundTruth.empty(4, 6)] * 2, batch)
+    with pytest.raises(ShapeError, match=r"size of their image, \(4, 6\), got \(6, 4\)"):
+        prepare_truth([GroundTruth.empty(6, 4)], batch)
+
+
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.sampled_from(["none", "shortest_edge", "square"]),
+    st.sampled_from(["end", "center"]),
+)
+def test_boxes_come_back_where_they_were(height, width, resize, position):
+    config = vary(
+        PLAIN,
+        {"resize": resize, "pad_position": position, "min_size": 16, "max_size": 32, "pad_divisor": 8, "channels": 1},
+    )
+    batch = prepare_images([ramp(height, width, 1)], config, np.float64)
+    box = np.array([[0.0, 0.0, width, height], [0.25 * width, 0.5 * height, 0.75 * width, height]])
+    moved = prepare_truth([truth(box, [1, 2])], batch)[0].boxes
+    # the whole image fills its window; scales are float32
+    np.testing.assert_allclose(moved[0], batch.windows[0], rtol=1e-6)
+    np.testing.assert_allclose(restore_boxes(moved, batch, 0), box, rtol=0, atol=1e-6 * max(height, width))
+
+
+class TestGroundTruth:
+    def test_selection(self):
+        masks = np.arange(3)[:, None, None] == np.zeros((1, 2, 2))
+        entry = truth([[0, 0, 1, 1], [1, 1, 2, 2], [0, 0, 2, 2]], [1, 2, 3], masks=masks, crowd=[True, False, False])
+        rest = entry.select(~entry.crowd)
+        assert rest.classes.tolist() == [2, 3]
+        assert rest.masks.shape == (2, 2, 2)
+        assert len(entry.select(np.array([2, 0]))) == 2
+
+    @pytest.mark.usefixtures("unannotated")
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"classes": np.array([1])}, "classes must have one entry per box, expected 2, got 1"),
+            ({"masks": np.zeros((3, 4, 4), bool)}, "masks must have one entry per box, expected 2, got 3"),
+            ({"crowd": np.zeros(0, bool)}, "crowd must have one entry per box, expected 2, got 0"),
+            ({"classes": np.array([2, 0])}, "classes start at 1, got 0"),
+            ({"boxes": np.array([[0, 0, 1, 1], [3.0, 0, 3, 1]])}, "box 1 must have a positive width and height"),
+            ({"boxes": np.array([[0, 5.0, 1, 1], [3, 0, 4, 1]])}, r"box 0 .*got \[0.0, 5.0, 1.0, 1.0\]"),
+            ({"boxes": np.array([[0, 0, 1, np.inf], [3, 0, 4, 1]])}, "box 0"),
+            ({"boxes": np.array([[0, 0, 1, 1], [np.nan, 0, 4, 1]])}, "box 1"),
+        ],
+    )
+    def test_what_makes_no_sense_is_refused(self, changes, message):
+        fields = {
+            "boxes": np.array([[0.0, 0, 1, 1], [1, 1, 2, 2]]),
+            "classes": np.array([1, 2]),
+            "masks": None,
+            "crowd": np.zeros(2, bool),
+        }
+        GroundTruth(**fields)
+        with pytest.raises(DataError, match=message):
+            GroundTruth(**{**fields, **changes})
