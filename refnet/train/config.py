@@ -6,9 +6,9 @@ The command line's flags and the keys of a configuration file are generated from
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args, get_origin
 
 from refnet.data import CocoDataset, Dataset, Shapes, ShapesConfig
 from refnet.errors import ConfigError
@@ -146,12 +146,12 @@ class TrainConfig:
     """Whether clip_norm bounds the length of all gradients together, or of each parameter's."""
     layers: str = "all"
     """Which parameters are trained: all; heads, everything behind the backbone; 5+, 4+, 3+, the heads and the backbone
-    from C5, C4, C3 on; or a regular expression that is matched at the start of parameter names."""
+    from C5, C4, C3 on; or a regular expression that matches whole names of parameters, such as rpn\\..*"""
     weights: Path | None = None
     """A checkpoint whose weights the run starts from, or a run, which stands for its newest; None: random weights."""
     weights_exclude: str | None = None
-    """A regular expression, matched at the start of names: weights not to take, such as box_head.predict for a new
-    number of classes."""
+    """A regular expression that matches the whole names of weights not to take, such as box_head\\..* for a new number
+    of classes."""
     flip: float = 0.5
     """The probability that an image is mirrored left to right."""
     checkpoint_every: int = 100
@@ -164,6 +164,12 @@ class TrainConfig:
     """tuned: the fast kernels of refnet.kernels. specification: the normative text itself."""
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            value, choices = getattr(self, entry.name), get_args(entry.type)
+            _check(
+                get_origin(entry.type) is not Literal or value in choices,
+                f"{entry.name} must be one of {choices}, got {value!r}",
+            )
         for name in ("steps", "batch_size", "checkpoint_every", "eval_batch_size"):
             _check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "weight_decay", "warmup_steps"):
@@ -198,8 +204,8 @@ class TrainConfig:
         return lambda step: self.lr * factor(step)
 
     def trained(self) -> str:
-        """The regular expression that the whole names of trained parameters match."""
-        return f"(?:{LAYERS.get(self.layers, self.layers)}).*"
+        """The regular expression that matches the whole names of trained parameters."""
+        return LAYERS.get(self.layers, self.layers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +218,3 @@ class RunConfig:
     """What it is trained and evaluated on."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """How it is trained."""
-
-    def for_classes(self, class_names: tuple[str, ...]) -> "RunConfig":
-        """The same run with as many classes as the dataset has."""
-        return replace(self, model=replace(self.model, num_classes=len(class_names)))

@@ -80,7 +80,7 @@ def build_model(config: RunConfig) -> MaskRCNN:
 def _take_weights(model: MaskRCNN, source: Path, exclude: str | None) -> None:
     checkpoint = load_run_checkpoint(source)
     names = {**model.state(), **checkpoint.model}
-    excluded = set(match_names(names, f"(?:{exclude}).*", what="weights_exclude")) if exclude else set()
+    excluded = set(match_names(names, exclude, what="weights_exclude")) if exclude else set()
     taken = {name: array for name, array in checkpoint.model.items() if name not in excluded}
     missing = set(model.load_state(taken, strict=False)) - excluded
     unknown = set(taken) - set(model.state())

@@ -158,3 +158,12 @@ def test_the_learning_rate_rises_and_falls() -> None:
 def test_differences_are_named_by_their_path() -> None:
     assert differences({"a": 1, "t": {"x": 1, "y": 2}}, {"a": 1, "t": {"x": 3, "y": 2}, "b": None}) == {"t.x": (1, 3)}
     assert differences({"a": 1}, {}) == {"a": (1, None)}
+
+
+@pytest.mark.parametrize(("field", "value"), [("optimizer", "lion"), ("schedule", "Cosine"), ("kernels", "fast")])
+def test_a_misspelt_choice_is_refused(field: str, value: str) -> None:
+    """Past the run-time type checks of the tests, which would refuse it first."""
+    config = TrainConfig()
+    object.__setattr__(config, field, value)
+    with pytest.raises(ConfigError, match=f"{field} must be one of .*, got '{value}'"):
+        config.__post_init__()

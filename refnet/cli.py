@@ -1,0 +1,451 @@
+"""The command line: ``refnet train shapes``, ``train coco``, ``eval``, ``predict`` and ``data shapes``.
+
+Each command is a record whose fields are its flags. Those of the network, the data and the training are the records
+of :mod:`refnet.rcnn.config` and :mod:`refnet.train.config` themselves, so no flag is written down twice. Arguments
+are parsed twice: once for what the defaults come from (a configuration file, a preset, an existing run), and then,
+with these defaults in the help text too, for everything.
+"""
+
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+
+import numpy as np
+import tyro
+
+import refnet
+from refnet.arrays import Array
+from refnet.data import Dataset, ShapesConfig, write_shapes
+from refnet.errors import ConfigError, DataError, RefnetError
+from refnet.rcnn.config import ModelConfig
+from refnet.rcnn.model import MaskRCNN
+from refnet.rcnn.structures import Detections
+from refnet.train import (
+    Checkpoint,
+    CocoData,
+    RunConfig,
+    ShapesData,
+    TrainConfig,
+    config_of,
+    delete_run,
+    holds_run,
+    keep_freed_memory,
+    load_model,
+    load_run_checkpoint,
+    preset_model,
+    read_toml,
+    train,
+    with_document,
+)
+from refnet.train.config_file import DEFAULT_PRESETS
+from refnet.train.run_dir import CONFIG_TOML, RESULTS
+
+if TYPE_CHECKING:
+    from refnet.draw import Example
+
+FAILED = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells report Ctrl-C
+
+EXAMPLES = 200  # images that the report's pictures are chosen from; more would only cost memory
+
+T = TypeVar("T")
+Flat: TypeAlias = Annotated[T, tyro.conf.arg(name="")]  # the record's fields are flags without a prefix
+Preset: TypeAlias = Literal["torchvision", "matterport", "paper", "shapes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where the defaults of a training's flags come from, and what becomes of a run that is already there."""
+
+    out: Path = Path("runs/shapes")
+    """The folder of the run: configuration, metrics, checkpoints, results, report."""
+    config: Path | None = None
+    """A TOML file with defaults for the other flags: steps = 100, and nms_threshold = 0.6 in the table [rpn].
+    RUN/config.toml repeats a run."""
+    preset: Preset | None = None
+    """The network whose fields are the defaults; shapes for toy shapes, else torchvision."""
+    resume: bool = False
+    """Continue the run in --out from its newest checkpoint, with the flags that it was started with."""
+    overwrite: bool = False
+    """Delete the run in --out, if there is one, and start a new one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainShapes:
+    """Train on toy shapes, evaluate on others and write a report."""
+
+    origin: Flat[Origin]
+    train: Flat[TrainConfig]
+    data: Flat[ShapesData]
+    model: Flat[ModelConfig]
+
+    def run(self) -> int:
+        """Train, evaluate, report."""
+        return _train(RunConfig(model=self.model, data=self.data, train=self.train), self.origin, "shapes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCoco:
+    """Train on images with annotations in COCO's format, evaluate on others and write a report."""
+
+    origin: Flat[Origin]
+    train: Flat[TrainConfig]
+    data: Flat[CocoData]
+    model: Flat[ModelConfig]
+
+    def run(self) -> int:
+        """Train, evaluate, report."""
+        return _train(RunConfig(model=self.model, data=self.data, train=self.train), self.origin, "coco")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Evaluate a run's newest checkpoint as COCO does; write RUN/results.json and, with it, RUN/report.html."""
+
+    run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run")]
+    """The folder of the run."""
+    model: Flat[ModelConfig]
+    images: Path | None = None
+    """A folder of images to evaluate on, instead of those that the run names."""
+    annotations: Path | None = None
+    """Their objects, JSON in COCO's format."""
+    out: Path | None = None
+    """The file to write the results to, instead of RUN/results.json."""
+
+    def run(self) -> int:
+        """Evaluate."""
+        return _eval(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Find objects in images; draw them and write them down in COCO's results format."""
+
+    run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run")]
+    """The folder of a run, or a checkpoint."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files."""
+    model: Flat[ModelConfig]
+    out: Path = Path("predictions")
+    """The folder for the drawings, one PNG file an image, and for detections.json."""
+
+    def run(self) -> int:
+        """Predict."""
+        return _predict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataShapes:
+    """Write toy shapes as PNG files with annotations in COCO's format."""
+
+    shapes: ShapesConfig
+    """What the images look like."""
+    out: Path = Path("data/shapes")
+    """The folder that receives train/, train.json, val/ and val.json."""
+    train: int = 500
+    """Images of the split for training."""
+    val: int = 200
+    """Images of the split for evaluation."""
+    seed: int = 0
+    """Equal seeds give equal images."""
+
+    def run(self) -> int:
+        """Write the files."""
+        for split, file in write_shapes(self.shapes, self.out, train=self.train, val=self.val, seed=self.seed).items():
+            print(f"{split}: {file}")
+        return 0
+
+
+Command: TypeAlias = TrainShapes | TrainCoco | Eval | Predict | DataShapes
+
+
+def _parse_train(kind: Callable[..., Command], name: str, data: ShapesData | CocoData, args: Sequence[str]) -> Command:
+    """The command of a training; its defaults are those of a preset, changed by those of a file."""
+    program = f"refnet train {name}"
+    out = Path("runs") / name
+    origin, _ = tyro.cli(
+        Origin, default=Origin(out=out), args=args, prog=program, return_unknown_args=True, add_help=False
+    )
+    file = origin.config
+    if origin.resume:
+        if origin.config or origin.overwrite:
+            raise ConfigError("--resume takes the run's own configuration, so it excludes --config and --overwrite")
+        file = origin.out / CONFIG_TOML
+        if not file.is_file():
+            raise ConfigError(f"--resume: expected a run in {origin.out}, found none")
+    document = read_toml(file) if file else {}
+    source = str(file)
+    if document.get("dataset", name) != name:
+        raise ConfigError(f"{source}: dataset: expected {name!r} for {program}, got {document['dataset']!r}")
+    preset: Any = origin.preset or document.get("preset", DEFAULT_PRESETS[name])
+    base = RunConfig(model=preset_model(preset, source=source), data=data)
+    config = with_document(base, document, source=source)
+    default = kind(origin=Origin(out=out, preset=preset), train=config.train, data=config.data, model=config.model)
+    return _parse(kind, default, program, args)
+
+
+def _parse_with_run(kind: Callable[..., Command], default: Any, name: str, args: Sequence[str]) -> Command:
+    """A command whose defaults for the network are those of the run that it names."""
+    program = f"refnet {name}"
+    first: Any = _parse(kind, default, program, args)
+    model = config_of(load_run_checkpoint(first.run_dir)).model
+    return _parse(kind, replace(default, model=model), program, args)
+
+
+def _parse(kind: Callable[..., Command], default: Any, program: str, args: Sequence[str]) -> Command:
+    return tyro.cli(kind, default=default, args=args, prog=program)
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Command], str]] = {
+    "train shapes": (
+        lambda args: _parse_train(TrainShapes, "shapes", ShapesData(), args),
+        "train on toy shapes, evaluate on others and write a report",
+    ),
+    "train coco": (
+        lambda args: _parse_train(TrainCoco, "coco", CocoData(images=tyro.MISSING, annotations=tyro.MISSING), args),
+        "the same for images with annotations in COCO's format",
+    ),
+    "eval": (
+        lambda args: _parse_with_run(Eval, Eval(run_dir=tyro.MISSING, model=ModelConfig()), "eval", args),
+        "evaluate a run as COCO does",
+    ),
+    "predict": (
+        lambda args: _parse_with_run(
+            Predict, Predict(run_dir=tyro.MISSING, images=tyro.MISSING, model=ModelConfig()), "predict", args
+        ),
+        "find objects in images, draw them and write them down",
+    ),
+    "data shapes": (
+        lambda args: _parse(DataShapes, DataShapes(shapes=ShapesConfig()), "refnet data shapes", args),
+        "write toy shapes as PNG files with annotations in COCO's format",
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, that of the process by default, and return its exit code.
+
+    0: done. 2: an error, told in one line (with its traceback if ``--traceback`` is given or the environment has
+    REFNET_DEBUG=1). 130: interrupted.
+    """
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--traceback" in args or bool(os.environ.get("REFNET_DEBUG"))
+    try:
+        return _dispatch([arg for arg in args if arg != "--traceback"])
+    except RefnetError as error:
+        if debug:
+            raise
+        print(f"refnet: error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("refnet: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _dispatch(args: list[str]) -> int:
+    for name, (parse, _) in COMMANDS.items():
+        words = name.split()
+        if args[: len(words)] == words:
+            return parse(args[len(words) :]).run()
+    if args == ["--version"]:
+        print(f"refnet {refnet.__version__}")
+    elif not args or "--help" in args or "-h" in args:
+        print(_usage())
+    else:
+        raise ConfigError(f"expected one of the commands {', '.join(COMMANDS)}, got {' '.join(args[:2])!r}")
+    return 0
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  refnet {name:14}{text}" for name, (_, text) in COMMANDS.items())
+    return f"""usage: refnet COMMAND ...
+
+{commands}
+
+refnet COMMAND --help lists the flags: every field of the configuration is one.
+refnet --version tells the version.
+"""
+
+
+def _train(config: RunConfig, origin: Origin, name: str) -> int:
+    channels = config.model.input.channels
+    dataset, unseen = config.data.training(channels), config.data.validation(channels)
+    config = _for_classes(config, origin, dataset)
+    out = origin.out
+    if holds_run(out) and not origin.resume:
+        if not origin.overwrite:
+            raise ConfigError(
+                f"{out} already holds a run: --resume continues it, --overwrite deletes it, --out names another folder"
+            )
+        delete_run(out)
+    _set_up_process(config.train)
+    result = train(config, dataset, out, resume=origin.resume)
+    if result.interrupted:
+        print(
+            f"refnet: stopped behind step {result.steps} of {config.train.steps}; to continue: "
+            f"refnet train {name} --out {out} --resume",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    checkpoint = load_run_checkpoint(result.checkpoint)
+    examples: list[Example] = []
+    if unseen is not None:
+        model = load_model(checkpoint)
+        examples = _evaluate(model, unseen, checkpoint, config.train.eval_batch_size, out / RESULTS)
+    _report(out, checkpoint, examples)
+    return 0
+
+
+def _report(run_dir: Path, checkpoint: Checkpoint, examples: "Sequence[Example]") -> None:
+    from refnet.draw import write_report
+
+    print(f"report: {write_report(run_dir, class_names=checkpoint.class_names, examples=examples)}")
+
+
+def _for_classes(config: RunConfig, origin: Origin, dataset: Dataset) -> RunConfig:
+    """`config` with as many classes as the dataset has, unless somebody asked for another number."""
+    found, asked = len(dataset.class_names), config.model.num_classes
+    preset = preset_model(origin.preset, source="--preset").num_classes
+    if asked not in (found, preset):
+        raise ConfigError(f"num_classes: the dataset has {found}, so expected that or nothing, got {asked}")
+    return replace(config, model=replace(config.model, num_classes=found))
+
+
+def _set_up_process(config: TrainConfig) -> None:
+    """Settings of the whole process, so they are up to the program and not to the library."""
+    from refnet import kernels
+
+    keep_freed_memory()
+    if config.kernels == "tuned":
+        kernels.install()
+    else:
+        kernels.uninstall()
+
+
+def _eval(command: Eval) -> int:
+    checkpoint = load_run_checkpoint(command.run_dir)
+    config = config_of(checkpoint)
+    dataset = _evaluation_data(command, config).validation(command.model.input.channels)
+    if dataset is None:
+        raise ConfigError(f"eval: {command.run_dir} names no images to evaluate on; --images and --annotations do")
+    _set_up_process(config.train)
+    model = load_model(checkpoint, command.model)
+    folder = command.run_dir if command.run_dir.is_dir() else None
+    out = command.out or (folder or command.run_dir.parent) / RESULTS
+    examples = _evaluate(model, dataset, checkpoint, config.train.eval_batch_size, out)
+    if folder is not None and out == folder / RESULTS:
+        _report(folder, checkpoint, examples)
+    return 0
+
+
+def _evaluation_data(command: Eval, config: RunConfig) -> ShapesData | CocoData:
+    images, annotations = command.images, command.annotations
+    if images is not None and annotations is not None:
+        return CocoData(images=images, annotations=annotations, val_images=images, val_annotations=annotations)
+    if images is not None or annotations is not None:
+        raise ConfigError(f"eval: --images and --annotations belong together, got {images} and {annotations}")
+    return config.data
+
+
+def _evaluate(model: MaskRCNN, dataset: Dataset, checkpoint: Checkpoint, batch_size: int, out: Path) -> "list[Example]":
+    """Evaluate `model` on `dataset`, print a summary and write the results to the file `out`.
+
+    Returns:
+        Images to choose those of a report from.
+    """
+    from refnet.draw import Example, machine_facts
+    from refnet.evaluate import CocoEvaluator, panoptic_quality
+
+    if tuple(dataset.class_names) != checkpoint.class_names:
+        raise DataError(f"eval: expected images of the classes {checkpoint.class_names}, got {dataset.class_names}")
+    evaluator = CocoEvaluator(dataset.class_names, dataset.category_ids)
+    examples: list[Example] = []
+    start = time.perf_counter()
+    samples = (dataset[index] for index in range(len(dataset)))
+    for sample, found in _detect(model, samples, len(dataset), batch_size, lambda sample: sample.image):
+        evaluator.add(sample.image_id, sample.truth, found)
+        if len(examples) < EXAMPLES:
+            score = panoptic_quality(sample.truth, found)
+            examples.append(
+                Example(image=sample.image, truth=sample.truth, detections=found, score=score, name=sample.file_name)
+            )
+    seconds = time.perf_counter() - start
+    evaluation = evaluator.evaluate()
+    timing = {"evaluation, seconds": seconds, "evaluation, images per second": len(dataset) / seconds}
+    results = evaluation.to_json() | {"timing": timing, "machine": machine_facts()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    print(evaluation)
+    print(f"results: {out}")
+    return examples
+
+
+def _detect(
+    model: MaskRCNN, entries: Iterable[T], count: int, batch_size: int, image_of: Callable[[T], Array]
+) -> Iterator[tuple[T, Detections]]:
+    """Each entry with the objects in its image, `batch_size` images at a time, and a progress bar for `count`."""
+    from tqdm import tqdm
+
+    waiting = iter(entries)
+    with tqdm(total=count, unit="image", desc="detect", dynamic_ncols=True) as bar:
+        while batch := list(itertools.islice(waiting, batch_size)):
+            yield from zip(batch, model.detect([image_of(entry) for entry in batch]), strict=True)
+            bar.update(len(batch))
+
+
+def _predict(command: Predict) -> int:
+    from PIL import Image
+
+    from refnet.draw import draw_detections
+    from refnet.evaluate import image_results
+
+    checkpoint = load_run_checkpoint(command.run_dir)
+    if not command.images:
+        raise ConfigError("predict: expected one or more image files, got none")
+    channels = command.model.input.channels
+    images = [(path, _read_image(path, channels)) for path in command.images]
+    _set_up_process(config_of(checkpoint).train)
+    model = load_model(checkpoint, command.model)
+    command.out.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
+    for number, ((path, image), found) in enumerate(_detect(model, images, len(images), 1, lambda entry: entry[1])):
+        rows = image_results(number, found, checkpoint.category_ids)
+        results += [{**row, "file_name": str(path)} for row in rows]
+        namesakes = sum(path.stem == other.stem for other in command.images)
+        drawing = command.out / (f"{path.stem}.png" if namesakes == 1 else f"{path.stem}-{number}.png")
+        Image.fromarray(draw_detections(image, found, checkpoint.class_names)).save(drawing)
+        print(f"{path}: {len(found)} objects, drawn in {drawing}")
+    file = command.out / "detections.json"
+    file.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    print(f"detections: {file}")
+    return 0
+
+
+def _read_image(path: Path, channels: int) -> Array:
+    """The pixels (H, W, `channels`) of an image file, 0 to 255; gray and RGB are converted into each other.
+
+    Choice: a photo's EXIF orientation is applied, as every viewer does, since there are no annotations to agree with.
+
+    Raises:
+        DataError: the file is missing, isn't an image, or has another number of channels than 1 or 3 and `channels`.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            upright = ImageOps.exif_transpose(file)
+            if channels in (1, 3):
+                upright = upright.convert("L" if channels == 1 else "RGB")
+            pixels = np.array(upright, np.uint8)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: can't be read as an image: {error}") from error
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if pixels.shape[2] != channels:
+        raise DataError(f"{path}: expected {channels} channels, got {pixels.shape[2]}")
+    return pixels
