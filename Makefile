@@ -1,18 +1,25 @@
-# make shapes: train, evaluate and report on the toy shapes.   make test: everything that must hold.
+# make shapes: train, evaluate and report on toy shapes.   make test: everything that must hold.
+# Both need python3, make and a package index; what they install stays in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+OUT ?= runs/shapes
 SEED ?= 0
+JOBS ?= auto
 
 .PHONY: shapes test test-long lint types layers clean
 
+# Interrupted (Ctrl-C) or finished, the run in $(OUT) is continued; FLAGS="--steps 100" and the like are passed on.
 shapes: .venv/installed
-	$(BIN)/refnet train shapes --out runs/shapes --seed $(SEED)
+	$(BIN)/refnet train shapes --out $(OUT) --seed $(SEED) $(if $(wildcard $(OUT)/checkpoints),--resume) $(FLAGS)
+
+# One process a core, and one thread of BLAS in each: more of either would only wait for each other.
+PYTEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 test: .venv/tested lint types layers
-	HYPOTHESIS_PROFILE=default $(BIN)/python -m pytest
+	HYPOTHESIS_PROFILE=default $(PYTEST)
 
 test-long: .venv/tested
-	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest
+	HYPOTHESIS_PROFILE=long $(PYTEST)
 
 lint: .venv/tested
 	$(BIN)/ruff check .
@@ -28,7 +35,6 @@ layers: .venv/tested
 
 .venv/created:
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
 
 .venv/installed: .venv/created pyproject.toml
@@ -39,5 +45,6 @@ layers: .venv/tested
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@ .venv/installed
 
+# Runs stay: nobody wants to lose those by tidying up.
 clean:
-	rm -rf .venv build dist runs .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	rm -rf .venv build dist .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
