@@ -30,3 +30,18 @@ def load(name: str) -> dict[str, np.ndarray]:
     """All arrays of one file of results."""
     with np.load(FOLDER / f"{name}.npz") as arrays:
         return dict(arrays)
+
+
+def shape_mask(size: tuple[int, int], kind: int, cy: int, cx: int, ry: int, rx: int) -> np.ndarray:
+    """The mask of a shape of radii ry, rx about (cy, cx), border included; `kind` is the code of a letter.
+
+    e is an ellipse, r a rectangle, d a diamond, t a triangle that stands on its base.
+    """
+    y, x = np.ogrid[: size[0], : size[1]]
+    y, x = y - cy, x - cx
+    return {
+        "e": (y * rx) ** 2 + (x * ry) ** 2 <= (rx * ry) ** 2,
+        "r": (abs(y) <= ry) & (abs(x) <= rx),
+        "d": abs(y) * rx + abs(x) * ry <= rx * ry,
+        "t": (abs(y) <= ry) & (2 * ry * abs(x) <= rx * (y + ry)),
+    }[chr(kind)]
