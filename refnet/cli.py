@@ -16,12 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
-import numpy as np
 import tyro
 
 import refnet
 from refnet.arrays import Array
-from refnet.data import Dataset, ShapesConfig, write_shapes
+from refnet.data import Dataset, ShapesConfig, read_image, write_shapes
 from refnet.errors import ConfigError, DataError, RefnetError
 from refnet.rcnn.config import ModelConfig
 from refnet.rcnn.model import MaskRCNN
@@ -428,24 +427,8 @@ def _predict(command: Predict) -> int:
 
 
 def _read_image(path: Path, channels: int) -> Array:
-    """The pixels (H, W, `channels`) of an image file, 0 to 255; gray and RGB are converted into each other.
-
-    Choice: a photo's EXIF orientation is applied, as every viewer does, since there are no annotations to agree with.
-
-    Raises:
-        DataError: the file is missing, isn't an image, or has another number of channels than 1 or 3 and `channels`.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            if channels in (1, 3):
-                upright = upright.convert("L" if channels == 1 else "RGB")
-            pixels = np.array(upright, np.uint8)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: can't be read as an image: {error}") from error
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    """The pixels of an image file with as many channels as the network takes; gray and RGB are converted."""
+    pixels = read_image(path, channels=channels if channels in (1, 3) else None)
     if pixels.shape[2] != channels:
         raise DataError(f"{path}: expected {channels} channels, got {pixels.shape[2]}")
     return pixels

@@ -209,6 +209,7 @@ def pictures(tmp_path: Path) -> Path:
     Image.fromarray(pixels[..., :3]).save(folder / "rgb.png")
     Image.fromarray(pixels).save(folder / "rgba.png")
     Image.fromarray(pixels[..., 0]).save(folder / "gray.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) << 8).save(folder / "16bit.png")
     Image.fromarray(pixels[..., :3]).quantize(7).save(folder / "palette.gif")
     rotated = Image.Exif()
     rotated[0x0112] = 6  # the camera was held upright
@@ -219,12 +220,21 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_predictions_are_drawn_and_written(run_dir: Path, pictures: Path, tmp_path: Path) -> None:
-    files = ["rgb.png", "rgba.png", "gray.png", "palette.gif", "rotated.jpg", "sub/gray.jpg"]
+    files = ["rgb.png", "rgba.png", "gray.png", "palette.gif", "rotated.jpg", "sub/gray.jpg", "16bit.png"]
     paths = [str(pictures / name) for name in files]
     out = tmp_path / "out"
     run("predict", run_dir, *paths, "--out", out, "--detections.score-threshold", 0)
     assert {path.name for path in out.iterdir()} == {
-        *("rgb.png", "rgba.png", "gray-2.png", "palette.png", "rotated.png", "gray-5.png", "detections.json"),
+        *(
+            "rgb.png",
+            "rgba.png",
+            "gray-2.png",
+            "palette.png",
+            "rotated.png",
+            "gray-5.png",
+            "16bit.png",
+            "detections.json",
+        ),
     }
     for path in out.glob("*.png"):
         with Image.open(path) as drawing:
@@ -232,6 +242,8 @@ def test_predictions_are_drawn_and_written(run_dir: Path, pictures: Path, tmp_pa
         assert (width < height) == (path.stem == "rotated")
     found = json.loads((out / "detections.json").read_text())
     assert {entry["file_name"] for entry in found} == set(paths)
+    gray, wide = ([{**e, "image_id": 0, "file_name": ""} for e in found if e["image_id"] == n] for n in (2, 6))
+    assert gray == wide  # the upper 8 of 16 bits
     for entry in found:
         assert entry["category_id"] in (1, 2, 3)
         assert 0 <= entry["score"] <= 1

@@ -3,11 +3,12 @@
 dataset.py    Sample, and what a Dataset is         streams.py    random numbers by seed, purpose and position
 shapes.py     images of shapes, made on demand      coco.py       anybody's COCO instances file
 write.py      any dataset as PNG and JSON files     rle.py        run-length encodings and polygons, checked
-loader.py     shuffled, mirrored, loaded ahead
+loader.py     shuffled, mirrored, loaded ahead      image_file.py pixels from files of any kind
 """
 
 from refnet.data.coco import CocoDataset
 from refnet.data.dataset import Dataset, Sample
+from refnet.data.image_file import read_image
 from refnet.data.loader import batches
 from refnet.data.shapes import SILHOUETTES, Shapes, ShapesConfig
 from refnet.data.streams import stream
@@ -21,6 +22,7 @@ __all__ = [
     "Shapes",
     "ShapesConfig",
     "batches",
+    "read_image",
     "stream",
     "write_coco",
     "write_shapes",

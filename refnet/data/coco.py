@@ -12,6 +12,7 @@ import numpy as np
 from refnet.arrays import Array
 from refnet.data import rle
 from refnet.data.dataset import Sample, checked_index
+from refnet.data.image_file import read_image
 from refnet.errors import ConfigError, DataError
 from refnet.rcnn.structures import GroundTruth
 
@@ -116,7 +117,7 @@ class CocoDataset:
 
     def __getitem__(self, index: int) -> Sample:
         entry = self._order[checked_index(index, len(self))]
-        image = _read_image(self._folder / entry.file_name, (entry.height, entry.width), self._channels)
+        image = read_image(self._folder / entry.file_name, channels=self._channels, size=(entry.height, entry.width))
         count = len(entry.boxes)
         masks = None
         if self.has_masks:
@@ -231,50 +232,3 @@ def _by_id(entries: list[Any], path: Path, what: str, types: dict[str, type]) ->
             raise DataError(f"{where}: the id {entry['id']} occurs twice")
         found[entry["id"]] = entry
     return found
-
-
-def _read_image(path: Path, size: tuple[int, int], channels: int | None) -> Array:
-    """The pixels (H, W, C) of an image file, uint8.
-
-    Raises:
-        DataError: it can't be decoded, or its size isn't `size`, (height, width).
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            file.load()
-            image: Image.Image = file
-            if (image.height, image.width) != size:
-                image = ImageOps.exif_transpose(image)
-            if (image.height, image.width) != size:
-                raise DataError(
-                    f"{path}: expected {size[1]}x{size[0]} pixels as the annotations say, got {file.width}x{file.height}"
-                )
-            pixels = np.asarray(_to_mode(image, channels, path))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: can't be decoded: {error}") from None
-    return pixels.reshape(*size, -1)
-
-
-def _to_mode(image: Any, channels: int | None, path: Path) -> Any:
-    """A Pillow image with 8 bits for each of the channels asked for."""
-    from PIL import Image
-
-    if image.mode.startswith("I"):  # 16 bits, or 16 bits in 32
-        wide = np.asarray(image)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise DataError(f"{path}: expected at most 16 bits a channel, got values {wide.min()} to {wide.max()}")
-        image = Image.fromarray((wide >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise DataError(f"{path}: expected integer pixels, got floating point")
-    if image.mode in ("P", "PA"):  # a palette's numbers are no brightness
-        transparent = image.mode == "PA" or "transparency" in image.info
-        image = image.convert("RGBA" if transparent else "RGB")
-    if channels == 3:
-        return image.convert("RGB")
-    if channels == 1:
-        return image.convert("L")
-    return image.convert("L") if image.mode == "1" else image

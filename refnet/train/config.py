@@ -98,9 +98,7 @@ class CocoData:
 
 
 def _coco(images: Path, annotations: Path, channels: int) -> CocoDataset:
-    if channels == 1:
-        return CocoDataset(images, annotations, channels=1)
-    return CocoDataset(images, annotations, channels=3 if channels == 3 else None)
+    return CocoDataset(images, annotations, channels=channels if channels in (1, 3) else None)
 
 
 Data: TypeAlias = ShapesData | CocoData
