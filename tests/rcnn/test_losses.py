@@ -1,0 +1,306 @@
+"""The five losses: by hand, under every switch, without objects, and against Matterport's golden values and gradients."""
+
+import numpy as np
+import pytest
+
+from refnet.autograd import Tensor
+from refnet.ops import smooth_l1
+from refnet.rcnn.config import BoxHeadConfig, LossConfig, MaskHeadConfig
+from refnet.rcnn.losses import add_losses, box_losses, mask_loss, rpn_losses
+from refnet.rcnn.presets import matterport
+from refnet.rcnn.structures import AnchorTargets, BoxOutput, Rois, RpnOutput
+from tests.golden.matterport_rules import load, normal, uniform
+from tests.rcnn.small import vary
+
+HEAD, MASKS = BoxHeadConfig(), MaskHeadConfig()
+FLAT = LossConfig(rpn_beta=0.0, box_beta=0.0)
+
+
+def rpn(logits, deltas=None, *, requires_grad=False) -> RpnOutput:
+    """One level; logits (N, A) or (N, A, 2)."""
+    logits = np.asarray(logits, np.float64)
+    logits = logits[..., None] if logits.ndim == 2 else logits
+    deltas = np.zeros((*logits.shape[:2], 4)) if deltas is None else np.asarray(deltas, np.float64)
+    return RpnOutput(
+        objectness_logits=(Tensor(logits, requires_grad=requires_grad),),
+        deltas=(Tensor(deltas, requires_grad=requires_grad),),
+    )
+
+
+def anchor_targets(labels, deltas=None) -> AnchorTargets:
+    labels = np.asarray(labels)
+    return AnchorTargets(labels=labels, deltas=np.zeros((*labels.shape, 4)) if deltas is None else np.asarray(deltas))
+
+
+def rois(classes, deltas=None, masks=None) -> Rois:
+    classes = np.asarray(classes)
+    return Rois(
+        boxes=np.zeros((len(classes), 4)),
+        images=np.zeros(len(classes), np.int64),
+        classes=classes,
+        deltas=np.zeros((len(classes), 4)) if deltas is None else np.asarray(deltas, np.float64),
+        foreground=np.flatnonzero(classes > 0),
+        masks=masks,
+    )
+
+
+def log1pexp(x):
+    return np.log(1 + np.exp(x))
+
+
+class TestRpn:
+    def test_class_loss_is_the_mean_over_the_sampled_anchors(self):
+        loss, _ = rpn_losses(rpn([[2.0, -1.0, 7.0], [0.5, 9.0, 3.0]]), anchor_targets([[1, 0, -1], [0, -1, -1]]), FLAT)
+        np.testing.assert_allclose(loss.item(), (log1pexp(-2) + log1pexp(-1) + log1pexp(0.5)) / 3, rtol=1e-14)
+
+    def test_two_logits_lose_as_much_as_their_difference(self):
+        rng = np.random.default_rng(0)
+        background, margin = rng.uniform(-2, 2, (1, 5)), rng.uniform(-2, 2, (1, 5))
+        targets = anchor_targets([[1, 0, 0, 1, -1]])
+        one, _ = rpn_losses(rpn(margin), targets, FLAT)
+        two, _ = rpn_losses(rpn(np.stack([background, background + margin], axis=-1)), targets, FLAT)
+        np.testing.assert_allclose(two.item(), one.item(), rtol=1e-13)
+
+    @pytest.mark.parametrize(("denominator", "count"), [("sampled", 5), ("positive_coordinates", 8)])
+    def test_what_the_box_loss_is_divided_by(self, denominator, count):
+        deltas = np.zeros((1, 6, 4))
+        deltas[0, 1], deltas[0, 2], deltas[0, 3] = [1, 2, 3, 4], [0, 0, 0, 2], 100  # the last isn't positive
+        goal = np.zeros((1, 6, 4))
+        goal[0, 2] = [0, 0, 0, 5]
+        config = vary(FLAT, {"rpn_box_denominator": denominator})
+        _, loss = rpn_losses(rpn(np.zeros((1, 6)), deltas), anchor_targets([[0, 1, 1, 0, -1, 0]], goal), config)
+        np.testing.assert_allclose(loss.item(), (1 + 2 + 3 + 4 + 3) / count, rtol=1e-15)
+
+    @pytest.mark.parametrize(
+        ("beta", "expected"),
+        # differences of 1/18, 1/9, 1/2 and 2
+        [
+            (0.0, 1 / 18 + 1 / 9 + 1 / 2 + 2),
+            (1 / 9, 1 / 72 + 1 / 18 + 4 / 9 + 35 / 18),
+            (1.0, 1 / 648 + 1 / 162 + 1 / 8 + 3 / 2),
+        ],
+    )
+    def test_beta(self, beta, expected):
+        deltas = np.array([[[1 / 18, -1 / 9, 1 / 2, -2]]])
+        _, loss = rpn_losses(rpn([[0.0]], deltas), anchor_targets([[1]]), vary(FLAT, {"rpn_beta": beta}))
+        np.testing.assert_allclose(loss.item(), expected, rtol=1e-14)
+        _, loss = box_losses(
+            BoxOutput(class_logits=Tensor(np.zeros((1, 2))), deltas=Tensor(np.stack([deltas[0], deltas[0]], axis=1))),
+            rois([1]), vary(FLAT, {"box_beta": beta}), HEAD,
+        )  # fmt: skip
+        np.testing.assert_allclose(loss.item(), expected, rtol=1e-14)
+
+    def test_levels_are_read_in_the_order_of_the_anchors(self):
+        logits, deltas = np.arange(6.0).reshape(1, 6, 1), np.arange(24.0).reshape(1, 6, 4)
+        parts = RpnOutput(
+            objectness_logits=(Tensor(logits[:, :4]), Tensor(logits[:, 4:])),
+            deltas=(Tensor(deltas[:, :4]), Tensor(deltas[:, 4:])),
+        )
+        targets = anchor_targets([[1, 0, -1, 0, 1, 0]], deltas + 1)
+        for split, whole in zip(
+            rpn_losses(parts, targets, FLAT), rpn_losses(rpn(logits[..., 0], deltas), targets, FLAT), strict=True
+        ):
+            np.testing.assert_allclose(split.item(), whole.item(), rtol=1e-15)
+
+    @pytest.mark.parametrize("labels", [[[0, 0]], [[-1, -1]]])
+    @pytest.mark.parametrize("denominator", ["sampled", "positive_coordinates"])
+    def test_without_objects_boxes_lose_nothing(self, labels, denominator):
+        output = rpn([[1.0, 2.0]], np.ones((1, 2, 4)), requires_grad=True)
+        class_loss, box_loss = rpn_losses(
+            output, anchor_targets(labels), vary(FLAT, {"rpn_box_denominator": denominator})
+        )
+        assert box_loss.item() == 0
+        assert np.isfinite(class_loss.item())
+        (class_loss + box_loss).backward()
+        assert not output.deltas[0].grad.any()
+        assert output.objectness_logits[0].grad.any() == (labels == [[0, 0]])
+
+
+class TestBox:
+    def output(self, regions=4, classes=3, boxes=None, *, requires_grad=False, seed=0) -> BoxOutput:
+        rng = np.random.default_rng(seed)
+        return BoxOutput(
+            class_logits=Tensor(rng.standard_normal((regions, classes)), requires_grad=requires_grad),
+            deltas=Tensor(rng.standard_normal((regions, boxes or classes, 4)), requires_grad=requires_grad),
+        )
+
+    def test_class_loss_is_the_mean_over_all_regions(self):
+        output = self.output()
+        loss, _ = box_losses(output, rois([0, 2, 1, 0]), FLAT, HEAD)
+        logits = output.class_logits.data
+        expected = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(4), [0, 2, 1, 0]]
+        np.testing.assert_allclose(loss.item(), expected.mean(), rtol=1e-14)
+
+    @pytest.mark.parametrize(("denominator", "count"), [("sampled", 4), ("positive_coordinates", 8)])
+    def test_the_true_classes_box_counts(self, denominator, count):
+        output = self.output()
+        goal = np.full((4, 4), 0.5)
+        _, loss = box_losses(output, rois([0, 2, 1, 0], goal), vary(FLAT, {"box_denominator": denominator}), HEAD)
+        own = np.stack([output.deltas.data[1, 2], output.deltas.data[2, 1]])
+        np.testing.assert_allclose(loss.item(), np.abs(own - 0.5).sum() / count, rtol=1e-14)
+
+    def test_ignored_regions_take_no_part(self):
+        output = self.output()
+        some = BoxOutput(class_logits=output.class_logits[[0, 1, 3]], deltas=output.deltas[[0, 1, 3]])
+        for with_ignored, without in zip(
+            box_losses(output, rois([0, 2, -1, 1]), FLAT, HEAD),
+            box_losses(some, rois([0, 2, 1]), FLAT, HEAD),
+            strict=True,
+        ):
+            np.testing.assert_allclose(with_ignored.item(), without.item(), rtol=1e-15)
+
+    def test_background_first_and_last_are_the_same_loss(self):
+        first = self.output()
+        last = BoxOutput(
+            class_logits=Tensor(np.roll(first.class_logits.data, -1, axis=1)), deltas=Tensor(first.deltas.data[:, 1:])
+        )
+        targets = rois([0, 2, 1, 0], np.ones((4, 4)))
+        for a, b in zip(
+            box_losses(first, targets, FLAT, HEAD),
+            box_losses(last, targets, FLAT, BoxHeadConfig(background="last")),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a.item(), b.item(), rtol=1e-14)
+
+    @pytest.mark.parametrize("background", ["first", "last"])
+    def test_one_box_for_all_classes(self, background):
+        output = self.output(boxes=1)
+        head = BoxHeadConfig(class_agnostic=True, background=background)
+        _, loss = box_losses(output, rois([0, 2, 1, 0]), FLAT, head)
+        np.testing.assert_allclose(loss.item(), np.abs(output.deltas.data[1:3, 0]).sum() / 4, rtol=1e-14)
+
+    @pytest.mark.parametrize("classes", [[], [0, 0], [-1]])
+    @pytest.mark.parametrize("denominator", ["sampled", "positive_coordinates"])
+    def test_without_objects_boxes_lose_nothing(self, classes, denominator):
+        output = self.output(regions=len(classes), requires_grad=True)
+        targets = rois(np.asarray(classes, np.int64))
+        class_loss, box_loss = box_losses(output, targets, vary(FLAT, {"box_denominator": denominator}), HEAD)
+        assert box_loss.item() == 0
+        assert (class_loss.item() > 0) == (classes == [0, 0])
+        (class_loss + box_loss).backward()
+        assert not output.deltas.grad.any()
+
+
+class TestMask:
+    def test_only_the_true_classes_mask_counts(self):
+        rng = np.random.default_rng(0)
+        logits = Tensor(rng.standard_normal((2, 3, 3, 4)), requires_grad=True)
+        targets = rng.uniform(0, 1, (2, 3, 3))
+        loss = mask_loss(logits, rois([0, 3, 1]), targets, HEAD, MASKS)
+        own = np.stack([logits.data[0, ..., 3], logits.data[1, ..., 1]])
+        expected = (targets * log1pexp(-own) + (1 - targets) * log1pexp(own)).mean()
+        np.testing.assert_allclose(loss.item(), expected, rtol=1e-14)
+        loss.backward()
+        touched = np.abs(logits.grad).sum(axis=(1, 2)) > 0
+        assert touched.tolist() == [[False, False, False, True], [False, True, False, False]]
+
+    @pytest.mark.parametrize(("agnostic", "channels"), [(False, [2, 0]), (True, [0, 0])])
+    def test_background_last_and_class_agnostic(self, agnostic, channels):
+        rng = np.random.default_rng(1)
+        logits = rng.standard_normal((2, 3, 3, 1 if agnostic else 3))
+        targets = rng.integers(0, 2, (2, 3, 3)).astype(np.float64)
+        loss = mask_loss(
+            Tensor(logits),
+            rois([3, 1]),
+            targets,
+            BoxHeadConfig(background="last"),
+            MaskHeadConfig(class_agnostic=agnostic),
+        )
+        own = logits[[0, 1], :, :, channels]
+        np.testing.assert_allclose(loss.item(), log1pexp(np.where(targets == 1, -own, own)).mean(), rtol=1e-14)
+
+    def test_without_objects(self):
+        logits = Tensor(np.zeros((0, 3, 3, 4)), requires_grad=True)
+        loss = mask_loss(logits, rois([0, 0]), np.zeros((0, 3, 3)), HEAD, MASKS)
+        assert loss.item() == 0
+        loss.backward()
+        assert logits.grad.shape == logits.shape
+
+
+def test_the_total_is_the_weighted_sum():
+    config = LossConfig(rpn_class_weight=2.0, rpn_box_weight=3.0, class_weight=5.0, box_weight=7.0, mask_weight=11.0)
+    parts = [Tensor(np.array(value)) for value in (1.0, 10.0, 100.0, 1000.0, 10000.0)]
+    losses = add_losses((parts[0], parts[1]), (parts[2], parts[3]), parts[4], config)
+    assert losses.total.item() == 2 + 30 + 500 + 7000 + 110000
+    assert losses.as_dict() == {
+        "loss": 117532.0, "rpn_class_loss": 1.0, "rpn_box_loss": 10.0, "class_loss": 100.0, "box_loss": 1000.0,
+        "mask_loss": 10000.0,
+    }  # fmt: skip
+    boxes_only = add_losses((parts[0], parts[1]), (parts[2], parts[3]), None, config)
+    assert boxes_only.total.item() == 7532
+    assert "mask_loss" not in boxes_only.as_dict()
+
+
+class TestMatterport:
+    golden = load("losses")
+    config, head, masks = matterport().losses, matterport().box_head, matterport().mask_head
+    ULP = 2.0**-23  # of the golden values, which are float32 as their inputs are
+
+    def check(self, name, loss, tensor):
+        """The value to a few roundings; the gradient to a few roundings of its largest entry."""
+        np.testing.assert_allclose(loss.item(), self.golden[f"{name}.loss"], rtol=16 * self.ULP)
+        loss.backward()
+        stored = self.golden[f"{name}.grad"].reshape(tensor.shape)
+        np.testing.assert_allclose(tensor.grad, stored, rtol=0, atol=16 * self.ULP * np.abs(stored).max())
+
+    @pytest.mark.parametrize("name", ["mixed", "neutral", "big"])
+    def test_rpn_class(self, name):
+        logits = normal("loss/rpn_logits", (2, 400, 2), 3.0)
+        if name == "big":
+            logits[:, ::7] *= 40
+        output = rpn(logits, requires_grad=True)
+        match = self.golden[f"rpn_class.{name}.match"][..., 0]
+        loss, _ = rpn_losses(output, anchor_targets(np.choose(match + 1, [0, -1, 1])), self.config)
+        self.check(f"rpn_class.{name}", loss, output.objectness_logits[0])
+
+    @pytest.mark.parametrize("name", ["mixed", "nopos"])
+    def test_rpn_box(self, name):
+        match = self.golden["rpn_class.mixed.match"][..., 0] if name == "mixed" else np.full((2, 400), -1)
+        packed = normal("loss/rpn_target", (2, 100, 4)).astype(np.float64)
+        goal = np.zeros((2, 400, 4))
+        for image in range(2):  # Matterport keeps the positive anchors' targets at the front
+            positive = np.flatnonzero(match[image] == 1)
+            goal[image, positive] = packed[image, : len(positive)]
+        output = rpn(np.zeros((2, 400, 2)), normal("loss/rpn_bbox", (2, 400, 4)), requires_grad=True)
+        _, loss = rpn_losses(output, anchor_targets(np.choose(match + 1, [0, -1, 1]), goal), self.config)
+        self.check(f"rpn_bbox.{name}", loss, output.deltas[0])
+
+    def test_smooth_l1(self):
+        x = Tensor(self.golden["smooth_l1.x"], requires_grad=True)
+        y = smooth_l1(x, np.zeros_like(x.data), beta=self.config.box_beta, reduction="none")
+        np.testing.assert_allclose(y.data, self.golden["smooth_l1.y"], rtol=self.ULP)
+
+    def targets(self, name):
+        classes = self.golden["target_class_ids"].reshape(-1).astype(np.int64)
+        return classes if name != "nopos" else np.zeros_like(classes)
+
+    def test_class(self):
+        """With all classes active; the masking by active_class_ids has no counterpart."""
+        logits = Tensor(
+            normal("loss/cls_logits", (2, 30, 4), 2.0).astype(np.float64).reshape(60, 4), requires_grad=True
+        )
+        output = BoxOutput(class_logits=logits, deltas=Tensor(np.zeros((60, 4, 4))))
+        loss, _ = box_losses(output, rois(self.targets("mixed")), self.config, self.head)
+        self.check("mrcnn_class.all_active", loss, logits)
+
+    @pytest.mark.parametrize("name", ["mixed", "nopos"])
+    def test_box(self, name):
+        deltas = Tensor(normal("loss/pb", (2, 30, 4, 4)).astype(np.float64).reshape(60, 4, 4), requires_grad=True)
+        output = BoxOutput(class_logits=Tensor(np.zeros((60, 4))), deltas=deltas)
+        goal = normal("loss/tb", (2, 30, 4)).reshape(60, 4)
+        _, loss = box_losses(output, rois(self.targets(name), goal), self.config, self.head)
+        self.check(f"mrcnn_bbox.{name}", loss, deltas)
+
+    @pytest.mark.parametrize("name", ["mixed", "nopos"])
+    def test_mask(self, name):
+        """By the formula of Keras 2.0 to 2.2; tf.keras adds 1e-7 within the logarithm. There it is of probabilities."""
+        classes = self.targets(name)
+        targets = (uniform("loss/tm", (2, 30, 28, 28)) > 0.5).astype(np.float64).reshape(60, 28, 28)
+        logits = normal("loss/pm", (2, 30, 28, 28, 4), 2.0).astype(np.float64).reshape(60, 28, 28, 4)
+        foreground = classes > 0
+        own = Tensor(logits[foreground], requires_grad=True)
+        loss = mask_loss(own, rois(classes), targets[foreground], self.head, self.masks)
+        stored = (
+            self.golden["mrcnn_mask.mixed.loss_keras2.1"] if name == "mixed" else self.golden["mrcnn_mask.nopos.loss"]
+        )
+        np.testing.assert_allclose(loss.item(), stored, rtol=16 * self.ULP)
