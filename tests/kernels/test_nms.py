@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from refnet.kernels.cpu import KERNELS
-from refnet.kernels.cpu import nms as kernel
 
 import refnet.ops as ops
 from refnet.errors import ArgumentError, ShapeError
+from refnet.kernels.cpu import KERNELS
+from refnet.kernels.cpu import nms as kernel
+from refnet.ops.nms import iou
 from tests.boxes import ScoredBoxes, dyadic_thresholds, scored_boxes
 from tests.geometry import seeds
 
@@ -60,6 +61,19 @@ def clustered(count: int, seed: int, dtype: type) -> tuple[np.ndarray, np.ndarra
 @given(st.integers(100, 400), st.sampled_from([0.3, 0.5, 0.7]), st.sampled_from([None, 1, 50, 200]), dtypes, seeds)
 def test_equals_the_specification_on_clusters(count, threshold, limit, dtype, seed):
     assert_equal_to_specification(*clustered(count, seed, dtype), threshold, limit)
+
+
+@given(dtypes, seeds)
+def test_iou_has_every_bit_of_the_specification(dtype, seed):
+    """At the IoU itself as threshold both boxes stay, and one goes at the next number below."""
+    rng = np.random.default_rng(seed)
+    for _ in range(10):
+        low = rng.uniform(0, 1, (2, 2))
+        boxes = np.concatenate([low, low + rng.uniform(1.1, 3, (2, 2))], axis=1).astype(dtype)
+        overlap = iou(boxes[0], boxes[1:])[0]
+        scores = np.array([1, 0], dtype)
+        for threshold, count in ((overlap, 2), (np.nextafter(overlap, dtype(0)), 1)):
+            assert len(kernel.nms(boxes, scores, iou_threshold=float(threshold))) == count
 
 
 @given(st.integers(0, 40), seeds)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from refnet.kernels.cpu import KERNELS, roi
 
 import refnet.ops as ops
+from refnet.kernels.cpu import KERNELS, roi
 from refnet.ops.roi_align import sample_counts, spans
 from tests.regions import Regions, regions
 
