@@ -49,11 +49,13 @@ class ShapesConfig:
     classes: tuple[str, ...] = ("square", "circle", "triangle")
     """The shapes to draw, of square, circle, triangle, diamond, ring, cross and ellipse; the first is class 1."""
     min_count: int = 1
+    """Least number of shapes drawn at random."""
     max_count: int = 4
-    """Shapes drawn at random, before overlapping ones are removed."""
+    """Greatest number of them, before overlapping ones are removed."""
     min_half_size: int = 20
+    """Least half of a shape's height."""
     max_half_size: int = 32
-    """Half the height of a shape; it is a whole number."""
+    """Greatest half of it; it is a whole number in between."""
     margin: int = 20
     """Least distance of a shape's centre from the image's edges; the shape itself may reach beyond them."""
     nms_threshold: float = 0.3

@@ -53,6 +53,7 @@ class InputConfig:
     """none: as given. shortest_edge: the shorter side becomes min_size unless the longer one would exceed max_size
     (T, D). square: enlarged to min_size at least, shrunk to max_size at most, padded to max_size squared (M)."""
     min_size: int = 800
+    """What resizing aims at for the shorter side. T 800, M 800, PF 600."""
     max_size: int = 1333
     """T 1333, M 1024, PF 600 and 1000."""
     pad_divisor: int = 32
@@ -64,6 +65,7 @@ class InputConfig:
     value_scale: float = 1.0 / 255.0
     """Bytes are multiplied by this first: 1/255 (T), 1 (M, D)."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Subtracted from the scaled values; one number a channel, or one for all. T as here, M 123.7, 116.8, 103.9."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """One number a channel, or one for all. M: mean 123.7, 116.8, 103.9, std 1."""
     channel_order: Literal["rgb", "bgr"] = "rgb"
@@ -86,6 +88,7 @@ class BackboneConfig:
     """A residual network (He et al. 2016, table 1)."""
 
     depth: Literal[18, 34, 50, 101, 152] = 50
+    """Layers; from 50 on, blocks are bottlenecks. T 50, M 101."""
     width: int = 64
     """Channels of the stem; stages have 1, 2, 4, 8 times as many (4 times that behind a bottleneck)."""
     conv_bias: bool = False
@@ -118,6 +121,7 @@ class FpnConfig:
     """The feature pyramid (Lin et al. 2017)."""
 
     channels: int = 256
+    """Channels of P2 to P6."""
     initialization: Literal["kaiming_uniform", "glorot_uniform"] = "kaiming_uniform"
     """kaiming_uniform with a = 1 (T), glorot_uniform (M)."""
 
@@ -133,6 +137,7 @@ class AnchorConfig:
     sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
     """Square roots of the areas, in pixels, for P2 to P6."""
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Shapes of the anchors of each size; ratio_is says of what."""
     ratio_is: Literal["h/w", "w/h"] = "h/w"
     """h/w (T, D), w/h (M)."""
     center_offset: float = 0.0
@@ -177,12 +182,15 @@ class RpnConfig:
     scope: Literal["per_level", "global"] = "per_level"
     """Whether the best are taken, and suppress each other, on each level (T, D) or over all levels together (M)."""
     pre_nms_train: int = 2000
+    """Proposals that enter NMS in training."""
     pre_nms_test: int = 1000
     """Proposals that enter NMS; T 2000 and 1000 a level, M 6000 in all."""
     post_nms_train: int = 2000
+    """Proposals that remain for an image in training."""
     post_nms_test: int = 1000
     """Proposals that remain for an image."""
     nms_threshold: float = 0.7
+    """Of two proposals that overlap by a greater IoU, the better one stays."""
     min_size: float = 1e-3
     """Proposals narrower or lower than this are dropped: 1e-3 (T), 0 (M, D), 16 (PF, C)."""
     clip: Literal["image", "padded"] = "image"
@@ -202,7 +210,9 @@ class AnchorTargetConfig:
     """Which anchors should say "object", and which take part in the loss (Ren et al. 2015, section 3.1.2)."""
 
     positive_iou: float = 0.7
+    """From this IoU with an object on, an anchor says object."""
     negative_iou: float = 0.3
+    """Below this IoU with every object, it says background; between the two it takes no part."""
     force_best: Literal["ties", "first"] = "ties"
     """Each object's best anchor is positive whatever its IoU: all that tie for it (T, D, M 2.1), or the first only."""
     forced_match: Literal["own_best", "forcing_object"] = "own_best"
@@ -214,9 +224,11 @@ class AnchorTargetConfig:
     """drop: crowds are treated as if they weren't there (T, D). avoid: an anchor or region that overlaps one by
     crowd_iou is not taken for background either (M)."""
     crowd_iou: float = 0.001
+    """For crowd avoid: how much overlap is too much."""
     batch_size: int = 256
     """Anchors of an image that take part in the loss."""
     positive_fraction: float = 0.5
+    """The share of them that may be positive at most."""
 
     def __post_init__(self) -> None:
         _check_choices("anchor_targets.", self)
@@ -237,6 +249,7 @@ class RoiTargetConfig:
     append_ground_truth: bool = True
     """The true boxes join the proposals: True (T, D), False (M)."""
     positive_iou: float = 0.5
+    """From this IoU with an object on, a region has its class."""
     negative_iou_low: float = 0.0
     """Background has an IoU in [negative_iou_low, positive_iou): 0 (T, D, M), 0.1 (PF)."""
     batch_size: int = 512
@@ -247,7 +260,9 @@ class RoiTargetConfig:
     """fill: background up to batch_size (T, D). ratio: int(positives / positive_fraction) - positives, so none
     where nothing is positive (M)."""
     crowd: Literal["drop", "avoid"] = "drop"
+    """As in AnchorTargetConfig."""
     crowd_iou: float = 0.001
+    """As in AnchorTargetConfig."""
     mask_sampling: Literal["roi_align", "crop_and_resize"] = "roi_align"
     """How the true mask is resampled inside a region: roi_align, adaptive, not aligned (T); crop_and_resize (M)."""
     mask_values: Literal["soft", "round", "threshold"] = "soft"
@@ -270,6 +285,7 @@ class RoiPoolConfig:
     """From a region of any size to features of one size (He et al. 2017, section 3, RoIAlign)."""
 
     size: int = 7
+    """Bins along each side of the pooled features: 7 for boxes, 14 for masks."""
     method: Literal["roi_align", "crop_and_resize", "roi_pool"] = "roi_align"
     """roi_align (T, D), crop_and_resize (M), roi_pool (Fast R-CNN, PF)."""
     sampling_ratio: int = 2
@@ -281,6 +297,7 @@ class RoiPoolConfig:
     level_epsilon: float = 1e-6
     """Added before rounding, so that a side of exactly 224 doesn't fall a level by an ulp: 1e-6 (T), 0 (M)."""
     canonical_size: float = 224.0
+    """The side of a box, in pixels, that goes to canonical_level; 224: an image of ImageNet."""
     canonical_level: int = 4
     """A box of canonical_size squared goes to this level."""
     box_units: Literal["pixels", "normalized"] = "pixels"
@@ -304,6 +321,7 @@ class BoxHeadConfig:
     kind: Literal["fc", "conv"] = "fc"
     """fc: two fully connected layers (T, D). conv: a 7x7 and a 1x1 convolution with batch norm (M)."""
     channels: int = 1024
+    """Width of the two hidden layers."""
     class_agnostic: bool = False
     """One box for all classes instead of one for each."""
     delta_std: Four = (0.1, 0.1, 0.2, 0.2)
@@ -329,11 +347,15 @@ class MaskHeadConfig:
     enabled: bool = True
     """False: Faster R-CNN."""
     convolutions: int = 4
+    """3x3 convolutions before the transposed one."""
     channels: int = 256
+    """Their width."""
     norm: Literal["none", "batch", "frozen", "frozen_statistics"] = "none"
     """Batch norm behind each convolution: none (T, D), batch (M trains it so when TRAIN_BN is on)."""
     class_agnostic: bool = False
+    """One mask for all classes instead of one for each."""
     initialization: Literal["kaiming_fan_out", "glorot_uniform"] = "kaiming_fan_out"
+    """kaiming_fan_out (T, D), glorot_uniform (M)."""
 
     def __post_init__(self) -> None:
         _check_choices("mask_head.", self)
@@ -352,11 +374,17 @@ class LossConfig:
     box_beta: float = 1.0 / 9.0
     """As rpn_beta, for the box head: 1/9 (T), 1 (M, C), 0 (D)."""
     box_denominator: Literal["sampled", "positive_coordinates"] = "sampled"
+    """As rpn_box_denominator, for the regions of the box head."""
     rpn_class_weight: float = 1.0
+    """What the RPN's class loss is multiplied by in the sum."""
     rpn_box_weight: float = 1.0
+    """What the RPN's box loss is multiplied by."""
     class_weight: float = 1.0
+    """What the box head's class loss is multiplied by."""
     box_weight: float = 1.0
+    """What the box head's box loss is multiplied by."""
     mask_weight: float = 1.0
+    """What the mask loss is multiplied by."""
 
     def __post_init__(self) -> None:
         _check_choices("losses.", self)
@@ -373,6 +401,7 @@ class DetectionConfig:
     score_threshold: float = 0.05
     """T, D .05 (score > threshold); M .7 (score >= threshold)."""
     score_comparison: Literal[">", ">="] = ">"
+    """Whether a score must exceed the threshold (T, D) or reach it (M)."""
     nms_threshold: float = 0.5
     """T, D .5; M .3."""
     limit: int = 100
