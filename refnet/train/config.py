@@ -27,7 +27,7 @@ def _check(condition: bool, message: str) -> None:
 class ShapesData:
     """Toy shapes, drawn as they are asked for."""
 
-    train_count: int = 500
+    train_count: int = 12_000
     """Images to train on."""
     val_count: int = 200
     """Other images, to evaluate on."""
@@ -108,7 +108,7 @@ Data: TypeAlias = ShapesData | CocoData
 class TrainConfig:
     """How the network is trained (approximate joint training, Ren et al. 2015, section 3.2)."""
 
-    steps: int = 1200
+    steps: int = 1500
     """Batches to train on in all."""
     batch_size: int = 8
     """Images of a batch."""
