@@ -1,5 +1,6 @@
 """The heads: class and box of a region (Lin et al. 2017, 4.2), and its mask (He et al. 2017, figure 4)."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -53,14 +54,14 @@ class BoxHead(Module):
     def __call__(self, pooled: Float[Tensor, "R P P C"], *, training: bool) -> BoxOutput:
         """Class logits and deltas of each region."""
         if self.config.kind == "fc":
-            hidden = reshape(pooled, (len(pooled), -1))
+            hidden = reshape(pooled, (len(pooled), math.prod(pooled.shape[1:])))
             for layer in self.hidden:
                 hidden = relu(layer(hidden))
         else:
             hidden = pooled
             for convolution, norm in zip(self.convolutions, self.norms, strict=True):
                 hidden = relu(normalize_regions(norm, convolution(hidden), training=training))
-            hidden = reshape(hidden, (len(pooled), -1))
+            hidden = reshape(hidden, (len(pooled), hidden.shape[-1]))
         return BoxOutput(
             class_logits=self.classes(hidden),
             deltas=reshape(self.deltas(hidden), (len(pooled), self.boxes_per_region, 4)),

@@ -9,20 +9,7 @@ from refnet.rcnn.config import BackboneConfig
 from refnet.rcnn.presets import matterport
 from refnet.rcnn.resnet import ResNet
 from tests.golden.matterport_rules import load, normal
-from tests.rcnn.small import vary
-
-
-class Zeros(np.random.Generator):
-    """Draws nothing but zeros, so that large networks are built quickly."""
-
-    def __init__(self) -> None:
-        super().__init__(np.random.PCG64(0))
-
-    def standard_normal(self, size=None):
-        return np.zeros(size)
-
-    def uniform(self, low=0.0, high=1.0, size=None):
-        return np.zeros(size)
+from tests.rcnn.small import Zeros, vary
 
 
 def build(channels: int = 3, dtype=np.float64, **fields) -> ResNet:

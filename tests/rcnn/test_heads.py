@@ -1,0 +1,143 @@
+"""The heads: shapes, the two kinds of box head, norms, initial weights, and batches without regions."""
+
+import numpy as np
+import pytest
+
+from refnet.autograd import Tensor
+from refnet.rcnn.config import BackboneConfig, BoxHeadConfig, MaskHeadConfig
+from refnet.rcnn.heads import BoxHead, MaskHead
+
+CLASSES, CHANNELS, POOL = 3, 5, 4
+
+
+def box_head(norm="frozen", dtype=np.float64, **fields) -> BoxHead:
+    config = BoxHeadConfig(**{"channels": 6, **fields})
+    backbone = BackboneConfig(norm=norm, norm_epsilon=0.0)
+    return BoxHead(CHANNELS, POOL, CLASSES, config, backbone, rng=np.random.default_rng(0), dtype=dtype)
+
+
+def mask_head(backbone=None, box=None, dtype=np.float64, **fields) -> MaskHead:
+    config = MaskHeadConfig(**{"convolutions": 2, "channels": 6, **fields})
+    return MaskHead(
+        CHANNELS, CLASSES, config, box or BoxHeadConfig(), backbone or BackboneConfig(),
+        rng=np.random.default_rng(0), dtype=dtype,
+    )  # fmt: skip
+
+
+def pooled(regions: int = 2, dtype=np.float64, requires_grad: bool = False) -> Tensor:
+    values = np.random.default_rng(1).standard_normal((regions, POOL, POOL, CHANNELS)).astype(dtype)
+    return Tensor(values, requires_grad=requires_grad)
+
+
+@pytest.mark.parametrize("kind", ["fc", "conv"])
+@pytest.mark.parametrize(
+    ("background", "agnostic", "boxes"),
+    [("first", False, 4), ("last", False, 3), ("first", True, 1), ("last", True, 1)],
+)
+def test_outputs(kind, background, agnostic, boxes):
+    head = box_head(kind=kind, background=background, class_agnostic=agnostic)
+    output = head(pooled(), training=True)
+    assert output.class_logits.shape == (2, CLASSES + 1)
+    assert output.deltas.shape == (2, boxes, 4)
+    masks = mask_head(box=BoxHeadConfig(background=background), class_agnostic=agnostic)(pooled(), training=True)
+    assert masks.shape == (2, 2 * POOL, 2 * POOL, boxes)
+
+
+def test_a_convolution_over_the_whole_region_is_a_fully_connected_layer():
+    full, convolutional = box_head(kind="fc"), box_head(kind="conv")
+    for layer, convolution in zip(full.hidden, convolutional.convolutions, strict=True):
+        convolution.weight.data[...] = layer.weight.data.reshape(convolution.weight.shape)
+        layer.bias.data[...] = convolution.bias.data[...] = np.linspace(-1, 1, 6)
+    for name in ("classes", "deltas"):
+        getattr(convolutional, name).weight.data[...] = getattr(full, name).weight.data
+    for norm in convolutional.norms:  # then a batch norm, which here doubles and shifts
+        norm.weight[...], norm.bias[...] = 2, 0.25
+    x = pooled()
+    hidden = x.data.reshape(2, -1)
+    for layer in full.hidden:
+        hidden = np.maximum(2 * (hidden @ layer.weight.data + layer.bias.data) + 0.25, 0)
+    expected = hidden @ full.classes.weight.data
+    np.testing.assert_allclose(convolutional(x, training=True).class_logits.data, expected, rtol=0, atol=1e-12)
+    plain = x.data.reshape(2, -1)
+    for layer in full.hidden:
+        plain = np.maximum(plain @ layer.weight.data + layer.bias.data, 0)
+    deltas = (plain @ full.deltas.weight.data).reshape(2, CLASSES + 1, 4)
+    np.testing.assert_allclose(full(x, training=True).deltas.data, deltas, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("convolutions", [0, 1, 3])
+def test_as_many_convolutions_as_asked(convolutions):
+    head = mask_head(convolutions=convolutions)
+    assert len(head.convolutions) == convolutions
+    assert head.upsample.weight.shape == (2, 2, 6 if convolutions else CHANNELS, 6)
+    assert head(pooled(), training=True).shape == (2, 2 * POOL, 2 * POOL, CLASSES + 1)
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen", "frozen_statistics"])
+def test_the_mask_heads_norm_is_its_own(norm):
+    head = mask_head(BackboneConfig(norm="frozen", norm_epsilon=0.125), norm=norm)
+    assert len(head.norms) == 2
+    assert {n.epsilon for n in head.norms} == {0.125}
+    trained = [name for name in head.parameters() if name.startswith("norms.")]
+    assert len(trained) == (0 if norm == "frozen" else 4)
+    x = pooled(requires_grad=True)
+    head(x, training=True).backward(np.ones((2, 2 * POOL, 2 * POOL, CLASSES + 1)))
+    assert x.grad.any()
+    assert all(p.grad is not None for p in head.parameters().values())
+
+
+class TestRegionsOfWhichThereAreFew:
+    """Batch norm has no statistics of nothing; training goes on by the running ones, which stay as they are."""
+
+    @pytest.mark.parametrize("regions", [0, 1])
+    @pytest.mark.parametrize("kind", ["fc", "conv"])
+    def test_box_head(self, kind, regions):
+        head = box_head(kind=kind, norm="batch")
+        self.check(head, regions, lambda x: head(x, training=True).class_logits)
+
+    def test_mask_head(self):
+        head = mask_head(norm="batch")
+        self.check(head, 0, lambda x: head(x, training=True))
+
+    def check(self, head, regions, run):
+        before = {name: array.copy() for name, array in head.buffers().items()}
+        x = pooled(regions, requires_grad=True)
+        y = run(x)
+        assert len(y) == regions
+        assert np.isfinite(y.data).all()
+        y.backward(np.ones(y.shape))
+        assert x.grad.shape == x.shape
+        for name, array in head.buffers().items():
+            np.testing.assert_array_equal(array, before[name])
+
+    def test_a_single_mask_has_statistics(self):
+        head = mask_head(norm="batch")
+        before = head.norms[0].running_mean.copy()
+        head(pooled(1), training=True)
+        assert (head.norms[0].running_mean != before).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "deviations"),
+    [
+        # of the hidden layer, with 500 inputs; of the classes and of the boxes, with 1000
+        ("torchvision", (1 / np.sqrt(3 * 500), 1 / np.sqrt(3 * 1000), 1 / np.sqrt(3 * 1000))),
+        ("detectron", (1 / np.sqrt(500), 0.01, 0.001)),
+        ("glorot_uniform", (np.sqrt(2 / 1500), np.sqrt(2 / 1021), np.sqrt(2 / 1084))),
+    ],
+)
+def test_initial_deviations(kind, deviations):
+    config = BoxHeadConfig(channels=1000, initialization=kind)
+    head = BoxHead(20, 5, 20, config, BackboneConfig(), rng=np.random.default_rng(0))
+    for layer, deviation in zip((head.hidden[0], head.classes, head.deltas), deviations, strict=True):
+        weight = layer.weight.data
+        assert abs(weight.std() / deviation - 1) < 5 / np.sqrt(2 * weight.size)
+        assert not layer.bias.data.any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["fc", "conv"])
+def test_precision(kind, dtype):
+    output = box_head(kind=kind, dtype=dtype)(pooled(dtype=dtype), training=True)
+    masks = mask_head(norm="batch", dtype=dtype)(pooled(dtype=dtype), training=True)
+    assert output.class_logits.dtype == output.deltas.dtype == masks.dtype == dtype
