@@ -135,10 +135,10 @@ def test_data_refuses_what_makes_no_sense() -> None:
 
 
 def test_shapes_for_training_and_evaluation_differ() -> None:
-    data = ShapesData()
+    data = ShapesData(train_count=5, val_count=3)
     unseen = data.validation(3)
     assert unseen is not None
-    assert (len(data.training(3)), len(unseen)) == (500, 200)
+    assert (len(data.training(3)), len(unseen)) == (5, 3)
     assert (data.training(3)[0].image != unseen[0].image).any()
     assert ShapesData(val_count=0).validation(3) is None
 

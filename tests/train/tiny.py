@@ -35,5 +35,7 @@ def tiny_run(**train: Any) -> RunConfig:
     data = ShapesData(
         train_count=20, val_count=3, shapes=ShapesConfig(image_size=64, min_half_size=8, max_half_size=16)
     )
-    settings: dict[str, Any] = {"steps": 20, "batch_size": 2, "checkpoint_every": 10, "warmup_steps": 5} | train
-    return RunConfig(model=tiny_model(), data=data, train=TrainConfig(**settings))
+    settings = TrainConfig(
+        steps=20, batch_size=2, checkpoint_every=10, optimizer="sgd", lr=0.02, warmup_steps=5, schedule="cosine"
+    )
+    return RunConfig(model=tiny_model(), data=data, train=replace(settings, **train))
