@@ -140,7 +140,7 @@ def shapes(num_classes: int = 3) -> ModelConfig:
             channels=64, pre_nms_train=200, pre_nms_test=100, post_nms_train=100, post_nms_test=50, min_size=1.0
         ),
         anchor_targets=AnchorTargetConfig(batch_size=64, forced_match="forcing_object"),
-        roi_targets=RoiTargetConfig(batch_size=32, mask_values="threshold"),
+        roi_targets=RoiTargetConfig(batch_size=64, mask_values="threshold"),
         box_pool=RoiPoolConfig(size=7, aligned=True, canonical_size=64.0, canonical_level=3),
         mask_pool=RoiPoolConfig(size=14, aligned=True, canonical_size=64.0, canonical_level=3),
         box_head=BoxHeadConfig(channels=256),
