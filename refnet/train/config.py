@@ -113,7 +113,8 @@ class TrainConfig:
     batch_size: int = 8
     """Images of a batch."""
     seed: int = 0
-    """Of the initial weights, the order of the images, flips and sampling. Equal seeds give equal runs, bit for bit."""
+    """Of the initial weights, the order of the images, flips and sampling. Equal seeds give equal runs, bit for bit, on
+    one machine and with one number of threads: another number sums products in another order."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Stochastic gradient descent with momentum, or Adam with decoupled weight decay."""
     lr: float = 0.02
