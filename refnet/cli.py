@@ -43,6 +43,7 @@ from refnet.train import (
     with_document,
 )
 from refnet.train.config_file import DEFAULT_PRESETS
+from refnet.train.progress import progress_bar
 from refnet.train.run_dir import CONFIG_TOML, RESULTS
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--traceback" in args or bool(os.environ.get("REFNET_DEBUG"))
     try:
         return _dispatch([arg for arg in args if arg != "--traceback"])
-    except RefnetError as error:
+    except (RefnetError, OSError) as error:  # a full disk, a folder that can't be written
         if debug:
             raise
         print(f"refnet: error: {error}", file=sys.stderr)
@@ -392,10 +393,8 @@ def _detect(
     model: MaskRCNN, entries: Iterable[T], count: int, batch_size: int, image_of: Callable[[T], Array]
 ) -> Iterator[tuple[T, Detections]]:
     """Each entry with the objects in its image, `batch_size` images at a time, and a progress bar for `count`."""
-    from tqdm import tqdm
-
     waiting = iter(entries)
-    with tqdm(total=count, unit="image", desc="detect", dynamic_ncols=True) as bar:
+    with progress_bar(total=count, unit="image", description="detect") as bar:
         while batch := list(itertools.islice(waiting, batch_size)):
             yield from zip(batch, model.detect([image_of(entry) for entry in batch]), strict=True)
             bar.update(len(batch))

@@ -270,6 +270,11 @@ def test_a_damaged_checkpoint_is_named(run_dir: Path, tmp_path: Path) -> None:
     assert f"checkpoint {damaged}: the file is damaged" in error_of("eval", damaged)
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file") in error_of("data", "shapes", "--out", tmp_path / "file" / "data")
+
+
 def test_errors_show_a_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["tran", "shapes"]) == FAILED
     with pytest.raises(refnet.errors.ConfigError, match="expected one of the commands train shapes,"):

@@ -4,7 +4,7 @@ config.py        the network, the data and how one is trained on the other, as r
 config_file.py   the same as TOML and JSON         checkpoint.py    the state of a run in one verified file
 loop.py          one step after the other          metrics.py       a line a step
 interrupt.py     Ctrl-C between two steps          memory.py        keep freed memory; the peak
-run_dir.py       what the folder of a run holds
+run_dir.py       what the folder of a run holds    progress.py      a progress bar
 """
 
 from refnet.train.checkpoint import Checkpoint, load_checkpoint, load_newest, save_checkpoint

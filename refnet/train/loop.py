@@ -34,6 +34,7 @@ from refnet.train.config_file import differences, from_document, to_document, wr
 from refnet.train.interrupt import stop_on_signals
 from refnet.train.memory import peak_memory_mib
 from refnet.train.metrics import MetricsLog
+from refnet.train.progress import progress_bar
 from refnet.train.run_dir import CHECKPOINTS, METRICS, holds_run
 
 ADJUSTABLE = (
@@ -205,8 +206,6 @@ def _run_steps(
     start: int,
     progress: bool,
 ) -> TrainingResult:
-    from tqdm import tqdm
-
     settings = config.train
     learning_rate = settings.learning_rate()
 
@@ -222,7 +221,7 @@ def _run_steps(
     with (
         MetricsLog(run_dir / METRICS, after=start) as log,
         stop_on_signals() as stop,
-        tqdm(total=settings.steps, initial=start, unit="step", disable=not progress, dynamic_ncols=True) as bar,
+        progress_bar(total=settings.steps, initial=start, unit="step", shown=progress) as bar,
     ):
         while step < settings.steps and not stop:
             before = time.perf_counter()
