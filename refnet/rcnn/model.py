@@ -75,12 +75,19 @@ class MaskRCNN(Module):
             images: (H, W, C) each, values 0 to 255.
             truth: the objects of each image; there may be none.
             rng: samples anchors and regions.
+
+        Raises:
+            ArgumentError: masks are missing that a mask head needs, or a class is above ``config.num_classes``.
+            ShapeError: images, or masks, have the wrong shape, or there isn't one entry of `truth` per image.
         """
         config = self.config
         batch = self.prepare(images)
         truth = prepare_truth(truth, batch)
         if self.mask_head is not None and any(entry.masks is None for entry in truth if len(entry)):
             raise ArgumentError("losses: a model with a mask head needs the masks of all objects, got some without")
+        highest = max((int(entry.classes.max()) for entry in truth if len(entry)), default=0)
+        if highest > config.num_classes:
+            raise ArgumentError(f"losses: classes must be from 1 to {config.num_classes}, got {highest}")
         pyramid = self.features(batch, training=True)
         anchors = self.anchors(pyramid, batch)
         rpn = self.rpn(pyramid)
