@@ -3,14 +3,26 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cpu import nms, roi
+from refnet.kernels.cpu import conv, dense, nms, roi
 
 KERNELS: dict[str, Callable[..., Any]] = {
+    "affine_forward": dense.affine_forward,
+    "affine_grad_input": dense.affine_grad_input,
+    "affine_grad_parameters": dense.affine_grad_parameters,
+    "batch_norm_forward": dense.batch_norm_forward,
+    "batch_norm_grad": dense.batch_norm_grad,
     "batched_nms": nms.batched_nms,
+    "conv2d_forward": conv.conv2d_forward,
+    "conv2d_grad_input": conv.conv2d_grad_input,
+    "conv2d_grad_weight": conv.conv2d_grad_weight,
     "crop_and_resize_forward": roi.crop_and_resize_forward,
     "crop_and_resize_grad_boxes": roi.crop_and_resize_grad_boxes,
     "crop_and_resize_grad_images": roi.crop_and_resize_grad_images,
+    "max_pool2d_forward": dense.max_pool2d_forward,
+    "max_pool2d_grad": dense.max_pool2d_grad,
     "nms": nms.nms,
+    "relu_forward": dense.relu_forward,
+    "relu_grad": dense.relu_grad,
     "roi_align_forward": roi.roi_align_forward,
     "roi_align_grad_boxes": roi.roi_align_grad_boxes,
     "roi_align_grad_features": roi.roi_align_grad_features,

@@ -4,10 +4,11 @@ Every file has the same anatomy: the equation, its specification in NumPy, the a
 them together and the public function that checks its arguments.
 """
 
-from refnet.ops.activations import leaky_relu, log_softmax, relu, sigmoid, softmax
+from refnet.ops.activations import leaky_relu, log_softmax, relu, relu_forward, relu_grad, sigmoid, softmax
 from refnet.ops.batch_norm import (
     affine_forward,
-    affine_grad,
+    affine_grad_input,
+    affine_grad_parameters,
     batch_norm,
     batch_norm_forward,
     batch_norm_grad,
@@ -38,7 +39,8 @@ from refnet.ops.smooth_l1 import smooth_l1
 __all__ = [
     "absolute",
     "affine_forward",
-    "affine_grad",
+    "affine_grad_input",
+    "affine_grad_parameters",
     "avg_pool2d",
     "batch_norm",
     "batch_norm_forward",
@@ -76,6 +78,8 @@ __all__ = [
     "pad",
     "power",
     "relu",
+    "relu_forward",
+    "relu_grad",
     "reshape",
     "resize_bilinear",
     "resize_nearest",

@@ -1,19 +1,34 @@
 """Activations: relu, leaky_relu, sigmoid, and softmax with its logarithm."""
 
+import numpy as np
+from jaxtyping import Float
+
 from refnet.arrays import Array, namespace
 from refnet.autograd import Function, Gradients, Result, Tensor
+from refnet.kernel_op import kernel_op
+
+
+@kernel_op
+def relu_forward(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """max(x, 0)."""
+    return np.asarray(np.maximum(x, 0))
+
+
+@kernel_op
+def relu_grad(grad_output: Float[Array, "*B"], y: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """The adjoint of relu_forward, from its result: g where y > 0, else 0."""
+    return np.asarray(grad_output * (y > 0))
 
 
 class Relu(Function):
-    """max(x, 0); the derivative is 1 where x > 0, else 0."""
+    """relu_forward and its gradient. The result says where x was positive, so x itself needn't be kept."""
 
-    def forward(self, x: Array) -> Result:
-        y: Array = namespace(x).maximum(x, 0)
-        self.y = y
-        return y
+    def forward(self, x: Array) -> Array:
+        self.y = relu_forward(x)
+        return self.y
 
     def backward(self, grad_output: Array) -> Gradients:
-        return (grad_output * (self.y > 0),)
+        return (relu_grad(grad_output, self.y),)
 
 
 class LeakyRelu(Function):

@@ -63,7 +63,14 @@ def affine_forward(
 
 
 @kernel_op
-def affine_grad(
+def affine_grad_input(grad_output: Float[Array, "*B C"], scale: Float[Array, " C"]) -> Float[Array, "*B C"]:
+    """The adjoint of affine_forward in x: scale · g, channel by channel."""
+    grad: Array = grad_output * scale
+    return grad
+
+
+@kernel_op
+def affine_grad_parameters(
     grad_output: Float[Array, "*B C"], x: Float[Array, "*B C"]
 ) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
     """The adjoint of affine_forward in scale and shift: the sums of g x and of g over each channel."""
@@ -93,10 +100,10 @@ class FrozenBatchNorm(Function):
         return affine_forward(x, self.scale, beta - self.scale * mean)
 
     def backward(self, grad_output: Array) -> Gradients:
-        grad_x = grad_output * self.scale if self.needs_grad[0] else None
+        grad_x = affine_grad_input(grad_output, self.scale) if self.needs_grad[0] else None
         if not (self.needs_grad[1] or self.needs_grad[2]):
             return grad_x, None, None
-        grad_scale, grad_shift = affine_grad(grad_output, self.x)
+        grad_scale, grad_shift = affine_grad_parameters(grad_output, self.x)
         return grad_x, (grad_scale - grad_shift * self.mean) * self.rate, grad_shift
 
 

@@ -18,6 +18,7 @@ from refnet.arrays import Array
 from refnet.autograd import Function, Gradients, Tensor
 from refnet.errors import ArgumentError, ShapeError
 from refnet.kernel_op import kernel_op
+from refnet.ops.linear import sum_rows
 
 Pair: TypeAlias = tuple[int, int]
 Padding: TypeAlias = tuple[Pair, Pair]  # ((top, bottom), (left, right))
@@ -106,7 +107,9 @@ class Conv2d(Function):
     def forward(self, x: Array, w: Array, *bias: Array, **geometry: Any) -> Array:
         self.x, self.w, self.geometry = x, w, geometry
         y = conv2d_forward(x, w, **geometry)
-        return y + bias[0] if bias else y
+        if bias:
+            y += bias[0]  # in place: y is ours
+        return y
 
     def backward(self, grad_output: Array) -> Gradients:
         grads: list[Array | None] = [None, None]
@@ -115,7 +118,7 @@ class Conv2d(Function):
         if self.needs_grad[1]:
             grads[1] = conv2d_grad_weight(self.x, grad_output, kernel_size=self.w.shape[:2], **self.geometry)
         if len(self.needs_grad) == 3:
-            grads.append(grad_output.sum(axis=(0, 1, 2)) if self.needs_grad[2] else None)
+            grads.append(sum_rows(grad_output) if self.needs_grad[2] else None)
         return tuple(grads)
 
 

@@ -23,6 +23,7 @@ from refnet.ops.conv2d import (
     conv2d_grad_weight,
     resolve_padding,
 )
+from refnet.ops.linear import sum_rows
 
 
 class ConvTranspose2d(Function):
@@ -31,7 +32,9 @@ class ConvTranspose2d(Function):
     def forward(self, x: Array, w: Array, *bias: Array, output_size: Pair, **geometry: Any) -> Array:
         self.x, self.w, self.geometry = x, w.transpose(0, 1, 3, 2), geometry  # kh kw Og C: the convolution's weight
         y = conv2d_grad_input(x, self.w, input_size=output_size, **geometry)
-        return y + bias[0] if bias else y
+        if bias:
+            y += bias[0]  # in place: y is ours
+        return y
 
     def backward(self, grad_output: Array) -> Gradients:
         grads: list[Array | None] = [None, None]
@@ -41,7 +44,7 @@ class ConvTranspose2d(Function):
             grad_w = conv2d_grad_weight(grad_output, self.x, kernel_size=self.w.shape[:2], **self.geometry)
             grads[1] = grad_w.transpose(0, 1, 3, 2)  # kh kw C Og
         if len(self.needs_grad) == 3:
-            grads.append(grad_output.sum(axis=(0, 1, 2)) if self.needs_grad[2] else None)
+            grads.append(sum_rows(grad_output) if self.needs_grad[2] else None)
         return tuple(grads)
 
 

@@ -3,7 +3,9 @@
 .. math:: y_{\\cdot o} = \\sum_i x_{\\cdot i} w_{io} + b_o
 """
 
-from refnet.arrays import Array
+import math
+
+from refnet.arrays import Array, namespace
 from refnet.autograd import Function, Gradients, Tensor
 from refnet.errors import ShapeError
 
@@ -13,21 +15,31 @@ class Linear(Function):
 
     def forward(self, x: Array, w: Array, *bias: Array) -> Array:
         self.shape = x.shape
-        self.x, self.w = x.reshape(-1, w.shape[0]), w  # one product, whatever the leading axes
+        self.x, self.w = x.reshape(math.prod(x.shape[:-1]), w.shape[0]), w  # one product, whatever the leading axes
         y: Array = self.x @ w
         if bias:
             y += bias[0]  # in place: y is ours
         return y.reshape(*x.shape[:-1], w.shape[1])
 
     def backward(self, grad_output: Array) -> Gradients:
-        g = grad_output.reshape(-1, self.w.shape[1])
+        g = grad_output.reshape(len(self.x), self.w.shape[1])
         grads: list[Array | None] = [
             (g @ self.w.T).reshape(self.shape) if self.needs_grad[0] else None,
             self.x.T @ g if self.needs_grad[1] else None,
         ]
         if len(self.needs_grad) == 3:
-            grads.append(g.sum(axis=0) if self.needs_grad[2] else None)
+            grads.append(sum_rows(g) if self.needs_grad[2] else None)
         return tuple(grads)
+
+
+def sum_rows(g: Array) -> Array:
+    """The sum over all axes but the last: the gradient of a bias.
+
+    It is a product with ones, which reads memory as fast as it can; ``sum(axis=0)`` walks from row to row.
+    """
+    rows = g.reshape(math.prod(g.shape[:-1]), g.shape[-1])
+    total: Array = namespace(g).ones(len(rows), g.dtype) @ rows
+    return total
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:

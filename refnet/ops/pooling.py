@@ -50,7 +50,7 @@ def max_pool2d_grad(
         for b in range(kernel_size[1]):
             rows = slice(a, a + stride[0] * (ho - 1) + 1, stride[0])
             columns = slice(b, b + stride[1] * (wo - 1) + 1, stride[1])
-            padded[:, rows, columns] += np.where(place == a * kernel_size[1] + b, grad_output, 0)
+            padded[:, rows, columns] += grad_output * (place == a * kernel_size[1] + b)
     return padded[:, top : top + input_size[0], left : left + input_size[1]]
 
 

@@ -8,7 +8,13 @@ from hypothesis.extra.numpy import array_shapes
 
 from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, ShapeError
-from refnet.ops import affine_forward, affine_grad, batch_norm, frozen_batch_norm
+from refnet.ops import (
+    affine_forward,
+    affine_grad_input,
+    affine_grad_parameters,
+    batch_norm,
+    frozen_batch_norm,
+)
 from refnet.testing import check_gradients
 from tests.geometry import seeds
 from tests.golden import matterport_rules
@@ -44,7 +50,9 @@ def test_frozen_values():
 def test_affine():
     x, scale, shift = np.array([[1.0, 2], [3, 4]]), np.array([2.0, -1]), np.array([10.0, 0])
     np.testing.assert_array_equal(affine_forward(x, scale, shift), [[12, -2], [16, -4]])
-    grad_scale, grad_shift = affine_grad(np.array([[1.0, 10], [100, 1000]]), x)
+    g = np.array([[1.0, 10], [100, 1000]])
+    np.testing.assert_array_equal(affine_grad_input(g, scale), [[2, -10], [200, -1000]])
+    grad_scale, grad_shift = affine_grad_parameters(g, x)
     np.testing.assert_array_equal(grad_scale, [301, 4020])
     np.testing.assert_array_equal(grad_shift, [101, 1010])
 
@@ -134,7 +142,7 @@ def test_frozen_needs_no_sums_when_only_x_is_differentiated():
         raise AssertionError("nobody needs these gradients")
 
     y = frozen_batch_norm(x, Tensor(3 * ones), Tensor(ones), ones, ones, epsilon=0)
-    with affine_grad.using(forbidden):
+    with affine_grad_parameters.using(forbidden):
         y.backward(np.ones((2, 3)))
     np.testing.assert_array_equal(x.grad, np.full((2, 3), 3.0))
 
