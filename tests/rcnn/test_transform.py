@@ -42,6 +42,8 @@ def test_shortest_edge(size, expected):
         ((90, 40), (128, 128), (128, 57), [35, 0, 92, 128]),  # as far as the other side allows
         ((150, 201), (96, 128), (96, 128), [0, 16, 128, 112]),  # shrunk to the largest
         ((33, 77), (67, 99), (42, 99), [0, 28, 99, 70]),
+        # and by hand: between the two sizes it stays as it is
+        ((100, 120), (64, 128), (100, 120), [4, 14, 124, 114]),
     ],
 )
 def test_square(size, limits, expected, window):
