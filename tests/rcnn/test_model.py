@@ -306,6 +306,22 @@ class TestBatches:
         assert first == again
         assert first != other
 
+    def test_training_and_detecting_have_proposals_of_their_own_number(self, monkeypatch):
+        model = build(vary(BASE, {"rpn.post_nms_train": 2, "rpn.post_nms_test": 3}))
+        counts = []
+        propose = refnet.rcnn.model.propose
+
+        def count(*args, **kwargs):
+            proposals = propose(*args, **kwargs)
+            counts.append(len(proposals[0].boxes))
+            return proposals
+
+        monkeypatch.setattr(refnet.rcnn.model, "propose", count)
+        images, truths = scenes((48, 56))
+        train(model, images, truths)
+        detect(model, images)
+        assert counts == [2, 3]
+
     def test_detecting_changes_nothing(self):
         model = build()
         before = {name: array.copy() for name, array in model.state().items()}
