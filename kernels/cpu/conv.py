@@ -194,7 +194,7 @@ def _scatter(
 def _correlate(x: Array, weights: Array, y: Array, windows: Windows) -> None:
     """Fill y, a view of any strides: windows of x times weights (kh · kw · C, O)."""
     x, y, windows = _one_tall_image(x, y, windows)
-    tiles = _tiles(x, windows, max(TILE_BYTES, weights.nbytes))
+    tiles = _tiles(x, windows, max(TILE_BYTES, weights.nbytes), least=count())
 
     def fill(some: Sequence[Tile]) -> None:
         for tile, matrix in _matrices(x, windows, some):
@@ -211,19 +211,24 @@ def _outer(x: Array, g: Array, windows: Windows) -> Array:
     """The sum over windows of the outer product with g's pixel: (kh · kw · C, O)."""
     x, g, windows = _one_tall_image(x, g, windows)
     shape = (math.prod(windows.kernel_size) * x.shape[3], g.shape[3])
-    # the sum is read and written once a tile, so a tile must be larger than that
-    tiles = _tiles(x, windows, max(TILE_BYTES, 4 * math.prod(shape) * x.itemsize))
+    # every tile has its own product of that shape, which is added to the others: a tile must be larger
+    tiles = _tiles(x, windows, max(TILE_BYTES, 4 * math.prod(shape) * x.itemsize), least=1)
 
     def add_up(some: Sequence[Tile]) -> Array:
-        total = np.zeros(shape, x.dtype)
+        total, product = np.empty(shape, x.dtype), None
         for tile, matrix in _matrices(x, windows, some):
-            total += matrix.T @ g[tile].reshape(-1, g.shape[3])
+            part = g[tile].reshape(-1, g.shape[3])
+            if product is None:
+                np.matmul(matrix.T, part, out=total)
+                product = np.empty(shape if len(some) > 1 else 0, x.dtype)
+            else:
+                total += np.matmul(matrix.T, part, out=product)
         return total
 
-    totals = spread(add_up, split(tiles)) or [np.zeros(shape, x.dtype)]
-    for other in totals[1:]:
-        totals[0] += other
-    return totals[0]
+    first, *others = spread(add_up, split(tiles)) or [np.zeros(shape, x.dtype)]
+    for other in others:
+        first += other
+    return first
 
 
 def _one_tall_image(x: Array, y: Array, windows: Windows) -> tuple[Array, Array, Windows]:
@@ -238,19 +243,22 @@ def _one_tall_image(x: Array, y: Array, windows: Windows) -> tuple[Array, Array,
     )
 
 
-def _tiles(x: Array, windows: Windows, tile_bytes: int) -> list[Tile]:
-    """Tiles of nearly equal size whose matrices have at most about so many bytes, and at least one for each thread."""
+def _tiles(x: Array, windows: Windows, tile_bytes: int, least: int) -> list[Tile]:
+    """Tiles of nearly equal size whose matrices have at most about so many bytes; `least` of them, if they aren't tiny.
+
+    Where the windows are the pixels nothing is copied, and so nothing has to stay in cache: a tile a thread will do.
+    """
     n, (rows, columns) = len(x), windows.size
     if n == 0 or rows == 0 or columns == 0:
         return []
-    row_bytes = columns * math.prod(windows.kernel_size) * x.shape[3] * x.itemsize
+    all_bytes = n * rows * columns * math.prod(windows.kernel_size) * x.shape[3] * x.itemsize
+    wanted = -(-all_bytes // tile_bytes)
     if windows.are_the_pixels(x.shape[1:3]):
-        least = count()  # without a copy: nothing has to stay in cache
-    else:
-        least = max(count(), -(-n * rows * row_bytes // tile_bytes))
-    if n >= least:
-        return [(some, slice(0, rows)) for some in runs(n, least)]
-    return [(slice(k, k + 1), some) for k in range(n) for some in runs(rows, min(rows, -(-least // n)))]
+        wanted = min(wanted, count())
+    wanted = max(wanted, min(least, 1 + 16 * all_bytes // TILE_BYTES))
+    if n >= wanted:
+        return [(some, slice(0, rows)) for some in runs(n, wanted)]
+    return [(slice(k, k + 1), some) for k in range(n) for some in runs(rows, min(rows, -(-wanted // n)))]
 
 
 def _matrices(x: Array, windows: Windows, tiles: Sequence[Tile]) -> Iterator[tuple[Tile, Array]]:
@@ -264,7 +272,7 @@ def _matrices(x: Array, windows: Windows, tiles: Sequence[Tile]) -> Iterator[tup
     # a piece of the image with its padding, which the windows are views of
     images = max(some.stop - some.start for some, _ in tiles)
     rows = max(some.stop - some.start for _, some in tiles)
-    padded = np.zeros((images, windows.extent(rows, 0), windows.extent(windows.size[1], 1), channels), x.dtype)
+    padded = np.empty((images, windows.extent(rows, 0), windows.extent(windows.size[1], 1), channels), x.dtype)
     sn, sy, sx, sc = padded.strides
     views = as_strided(
         padded,
@@ -281,7 +289,10 @@ def _matrices(x: Array, windows: Windows, tiles: Sequence[Tile]) -> Iterator[tup
     )
     copies = np.empty(views.shape, x.dtype)
     start_x = windows.origin[1]
-    left, right = max(start_x, 0), min(start_x + padded.shape[2], width)
+    stop_x = start_x + padded.shape[2]
+    left, right = min(max(start_x, 0), stop_x), max(min(stop_x, width), start_x)
+    padded[:, :, : left - start_x] = 0
+    padded[:, :, right - start_x :] = 0
     for some, these in tiles:
         n, r = some.stop - some.start, these.stop - these.start
         start_y = windows.origin[0] + these.start * windows.stride[0]
