@@ -205,15 +205,10 @@ def _as_tensors(inputs: Sequence[Any], name: str) -> tuple[Tensor, ...]:
             dtype = value.dtype
     like = next((v.data if isinstance(v, Tensor) else v for v in inputs if isinstance(v, Tensor) or is_array(v)), None)
     xp = namespace(like)
-
-    def convert(value: Any) -> Tensor:
-        if isinstance(value, Tensor):
-            return value
-        if is_array(value):
-            return Tensor(value)
-        return Tensor(xp.asarray(value, dtype=dtype))
-
-    return tuple(convert(value) for value in inputs)
+    return tuple(
+        value if isinstance(value, Tensor) else Tensor(value if is_array(value) else xp.asarray(value, dtype=dtype))
+        for value in inputs
+    )
 
 
 class _Freed(Function):

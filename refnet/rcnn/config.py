@@ -96,7 +96,8 @@ class BackboneConfig:
     stride_in: Literal["1x1", "3x3"] = "3x3"
     """Which convolution of a bottleneck strides: the first 1x1 (M, the paper, Caffe weights) or the 3x3 (T)."""
     padding: Literal["symmetric", "same"] = "symmetric"
-    """same: the stem's max-pool pads as TensorFlow, below and to the right on even sizes (M)."""
+    """same: the stem's max-pool and the 3x3 convolutions pad as TensorFlow, which for stride 2 on even sizes is only
+    below and to the right (M)."""
     norm: Literal["batch", "frozen", "frozen_statistics"] = "frozen"
     """batch: statistics of the batch in training. frozen: fixed statistics, scale and shift (T, D).
     frozen_statistics: fixed statistics only, scale and shift are trained (M's TRAIN_BN = False)."""
@@ -217,7 +218,7 @@ class AnchorTargetConfig:
     """Each object's best anchor is positive whatever its IoU: all that tie for it (T, D, M 2.1), or the first only."""
     forced_match: Literal["own_best", "forcing_object"] = "own_best"
     """What a forced anchor regresses to: the object that it itself overlaps most (T, D, M), or the one that
-    forced it, which is what the paper says."""
+    forced it (the last, where several did), which is what the paper says."""
     border: Literal["keep", "ignore"] = "keep"
     """ignore: anchors that cross the image's border take no part (the paper, PF, C)."""
     crowd: Literal["drop", "avoid"] = "drop"
