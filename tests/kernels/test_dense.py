@@ -96,15 +96,25 @@ def test_affine_gradients_of_parameters(thread_count, shape, seed, dtype, block)
     assert_equal(*both("affine_grad_parameters", block, dyadic(shape, rng, dtype), dyadic(shape, rng, dtype)))
 
 
-@given(log_rows=st.integers(0, 7), channels=st.integers(1, 4), seed=seeds, dtype=dtypes, block=blocks)
+@given(
+    log_rows=st.integers(0, 7),
+    channels=st.integers(1, 4),
+    seed=seeds,
+    dtype=dtypes,
+    block_rows=st.sampled_from([1, 4, 16]),
+)
 @same_threads
-def test_batch_norm_on_exact_moments(thread_count, log_rows, channels, seed, dtype, block):
-    """With 2^k values a channel all sums are exact, so the statistics are equal, and y is rounded a few times only."""
+def test_batch_norm_on_exact_moments(thread_count, log_rows, channels, seed, dtype, block_rows):
+    """All sums are exact, so the statistics are equal, and y is rounded a few times only.
+
+    The mean of a block of 2^b quarters has b + 2 binary places, so the sum of a block's squared distances, each below
+    64, has at most 6 + b binary digits before the point and 2 (b + 2) behind it: float32's 24 hold it up to b = 4.
+    """
     rng = np.random.default_rng(seed)
     x = dyadic((2**log_rows, channels), rng, dtype)
     gamma, beta = dyadic((channels,), rng, dtype), dyadic((channels,), rng, dtype)
     (y, mean, variance), (_, mean_expected, variance_expected) = both(
-        "batch_norm_forward", block * channels, x, gamma, beta, epsilon=0.125
+        "batch_norm_forward", block_rows * channels, x, gamma, beta, epsilon=0.125
     )
     assert_equal((mean, variance), (mean_expected, variance_expected))
     # y = s x + t: s and t, a product and a sum are rounded
