@@ -271,8 +271,8 @@ def _usage() -> str:
 refnet COMMAND --help lists the flags: every field of the configuration is one.
 refnet --version tells the version.
 
-Matrix products run on all cores; OPENBLAS_NUM_THREADS=1 in the environment limits them, which is quicker on a machine
-that is busy otherwise. Equal seeds give equal bits for one number of threads.
+Kernels run on all cores; REFNET_NUM_THREADS=1 in the environment limits them to one. Equal seeds give equal bits for
+one number of threads.
 """
 
 

@@ -64,7 +64,7 @@ def test_the_wheel_installs_the_command(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         text = file.read(f"{STEM}.dist-info/entry_points.txt").decode()
         licence = file.read(f"{STEM}.dist-info/licenses/LICENSE").decode()
-    assert "refnet = refnet.cli:main" in text
+    assert "refnet = refnet.__main__:main" in text
     assert licence == (ROOT / "LICENSE").read_text()
 
 
