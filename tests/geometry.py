@@ -111,6 +111,6 @@ def off_zero(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 
 
 def distinct(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Numbers of which no two are nearer than 1/8, so that central differences meet no kink of a maximum."""
+    """Different multiples of 1/8, so far apart that central differences meet no kink of a maximum."""
     count = int(np.prod(shape))
-    return np.asarray((rng.permutation(count).reshape(shape) - count / 2) / 8.0)
+    return np.asarray((rng.permutation(count).reshape(shape) - count // 2) / 8.0)
