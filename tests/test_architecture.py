@@ -18,6 +18,8 @@ IMPORT = """
 import sys, time
 start = time.perf_counter()
 import refnet
+for name in refnet.__all__:  # they are imported when they are asked for, so ask for all
+    getattr(refnet, name)
 seconds = time.perf_counter() - start
 print(seconds, *sys.modules)
 """
@@ -29,8 +31,18 @@ def imported(code: str) -> list[str]:
 
 
 def test_importing_refnet_is_quick() -> None:
-    """The best of several, since the machine may be busy."""
+    """NumPy and every public name included. The best of several, since the machine may be busy."""
     assert min(float(imported(IMPORT)[0]) for _ in range(7)) < 0.25
+
+
+def test_public_names_are_those_of_their_homes() -> None:
+    import refnet
+    from refnet.autograd import Tensor
+    from refnet.rcnn import MaskRCNN, presets
+
+    assert (refnet.Tensor, refnet.MaskRCNN, refnet.presets) == (Tensor, MaskRCNN, presets)
+    with pytest.raises(AttributeError, match="no attribute 'maskrcnn'"):
+        _ = refnet.maskrcnn
 
 
 @pytest.mark.parametrize("module", ["refnet", "refnet.ops", "refnet.nn", "refnet.rcnn", "refnet.rcnn.model"])
