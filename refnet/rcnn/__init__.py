@@ -53,7 +53,7 @@ detections           the result: boxes, classes, scores, masks
 gt, truth            what people drew: boxes, classes, masks, crowd flags
 labels               1 object, 0 background, -1 takes no part
 iou                  intersection over union
-extent               whether a box is x2 - x1 wide (continuous) or x2 - x1 + 1 (inclusive)
+extent               whether a box is x2 - x1 wide (continuous), x2 - x1 + 1 (inclusive) or - 1 (normalized)
 ===================  =========================================================================================
 """
 

@@ -11,7 +11,8 @@ from jaxtyping import Float, Real
 
 from refnet.arrays import Array
 
-Extent: TypeAlias = Literal["continuous", "inclusive"]
+Extent: TypeAlias = Literal["continuous", "inclusive", "normalized"]
+_ADDED = {"continuous": 0, "inclusive": 1, "normalized": -1}  # to the width and height of a box
 
 
 def areas(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
@@ -97,10 +98,16 @@ def is_at_least(boxes: Float[Array, "B 4"], size: float) -> Array:
 
 
 def widen(boxes: Float[Array, "*B 4"], extent: Extent) -> Float[Array, "*B 4"]:
-    """Boxes whose x2 - x1 is the width under `extent`: with "inclusive", x2 and y2 are the last pixel covered."""
+    """Boxes whose x2 - x1 is their width under `extent`.
+
+    With "inclusive", x2 and y2 are the last pixels covered, so a box is x2 - x1 + 1 wide. With "normalized" it is
+    x2 - x1 - 1 wide: that is what is left of it in Matterport's coordinates (:func:`to_normalized`), whose scale
+    cancels in overlaps and offsets.
+    """
     if extent == "continuous":
         return boxes
-    widened: Array = boxes + np.asarray([0, 0, 1, 1], boxes.dtype)
+    added = _ADDED[extent]
+    widened: Array = boxes + np.asarray([0, 0, added, added], boxes.dtype)
     return widened
 
 
@@ -108,8 +115,14 @@ def narrow(boxes: Float[Array, "*B 4"], extent: Extent) -> Float[Array, "*B 4"]:
     """The inverse of :func:`widen`."""
     if extent == "continuous":
         return boxes
-    narrowed: Array = boxes - np.asarray([0, 0, 1, 1], boxes.dtype)
+    added = _ADDED[extent]
+    narrowed: Array = boxes - np.asarray([0, 0, added, added], boxes.dtype)
     return narrowed
+
+
+def clip_widened(boxes: Float[Array, "*B 4"], window: Float[Array, "4"], extent: Extent) -> Float[Array, "*B 4"]:
+    """Boxes from :func:`widen` cut off so that, made narrow again, they end at `window` or, inclusive, at its last pixel."""
+    return clip(boxes, widen(window, "normalized") if extent == "normalized" else window)
 
 
 def from_yxyx(boxes: Real[Array, "*B 4"]) -> Real[Array, "*B 4"]:

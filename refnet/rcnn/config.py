@@ -435,8 +435,10 @@ class ModelConfig:
 
     num_classes: int = 80
     """Kinds of objects; the background isn't one."""
-    box_extent: Literal["continuous", "inclusive"] = "continuous"
-    """continuous: a box is x2 - x1 wide (T, D, M). inclusive: x2 - x1 + 1, as if x2 were the last pixel (PF)."""
+    box_extent: Literal["continuous", "inclusive", "normalized"] = "continuous"
+    """How wide a box is where overlaps and offsets are computed. continuous: x2 - x1 (T, D). inclusive: x2 - x1 + 1, as
+    if x2 were the last pixel (PF). normalized: x2 - x1 - 1, from (box - [0, 0, 1, 1]) / (size - 1) (M); anchors are
+    given their targets in pixels nevertheless, as M does."""
     input: InputConfig = field(default_factory=InputConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     fpn: FpnConfig = field(default_factory=FpnConfig)

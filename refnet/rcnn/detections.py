@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from refnet.arrays import Array
 from refnet.autograd import Tensor, no_grad
 from refnet.ops import batched_nms, resize_bilinear, sigmoid, softmax
-from refnet.rcnn.boxes import Extent, clip, decode, is_at_least, narrow, widen
+from refnet.rcnn.boxes import Extent, clip_widened, decode, is_at_least, narrow, widen
 from refnet.rcnn.config import BoxHeadConfig, DetectionConfig, MaskHeadConfig
 from refnet.rcnn.structures import BoxOutput, Detections, ImageBatch, class_channel
 
@@ -40,7 +40,7 @@ def select_detections(
         score = scores[rows][region, classes]
         channel = class_channel(classes, head.background, head.class_agnostic)
         decoded = decode(deltas[rows][region, channel], widen(boxes[region], extent), head.delta_std, head.delta_clamp)
-        box = clip(decoded, images.windows[index])
+        box = clip_widened(decoded, images.windows[index], extent)
         large = is_at_least(box, config.min_size)
         box, score, classes = box[large], score[large], classes[large]
         kept = batched_nms(box, score, classes, iou_threshold=config.nms_threshold, limit=config.limit)

@@ -93,7 +93,7 @@ class MaskRCNN(Module):
         rpn = self.rpn(pyramid)
         anchor_targets = assign_anchors(
             np.concatenate(anchors), truth, batch, config.anchor_targets, config.rpn.delta_std, rng,
-            extent=config.box_extent,
+            extent="inclusive" if config.box_extent == "inclusive" else "continuous",
         )  # fmt: skip
         proposals = propose(rpn, anchors, batch, config.rpn, training=True, extent=config.box_extent)
         mask_size = 2 * config.mask_pool.size if self.mask_head is not None else None

@@ -37,6 +37,7 @@ def matterport(num_classes: int = 80) -> ModelConfig:
     """Matterport's Mask_RCNN 2.1 with ResNet-101, ``mrcnn/config.py`` and ``mrcnn/model.py``."""
     return ModelConfig(
         num_classes=num_classes,
+        box_extent="normalized",
         input=InputConfig(
             resize="square",
             min_size=800,

@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from refnet.arrays import Array
 from refnet.ops import batched_nms
-from refnet.rcnn.boxes import Extent, clip, decode, is_at_least, narrow, widen
+from refnet.rcnn.boxes import Extent, clip_widened, decode, is_at_least, narrow, widen
 from refnet.rcnn.config import RpnConfig
 from refnet.rcnn.structures import ImageBatch, Proposals, RpnOutput
 
@@ -48,7 +48,11 @@ def propose(
         window = images.windows[index]
         if config.clip == "padded":
             window = np.asarray([0, 0, images.size[1], images.size[0]], window.dtype)
-        box, score, group = clip(np.concatenate(boxes), window), np.concatenate(scores), np.concatenate(levels)
+        box, score, group = (
+            clip_widened(np.concatenate(boxes), window, extent),
+            np.concatenate(scores),
+            np.concatenate(levels),
+        )
         large = is_at_least(box, config.min_size)
         box, score, group = box[large], score[large], group[large]
         kept = batched_nms(box, score, group, iou_threshold=config.nms_threshold, limit=after)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from refnet.rcnn.boxes import (
     areas,
     clip,
+    clip_widened,
     decode,
     encode,
     from_normalized,
@@ -197,3 +198,22 @@ class TestMatterport:
         # Matterport also rounds to whole pixels, half to even
         pixels = np.round(from_normalized(from_yxyx(self.golden[f"denorm_in.{name}"]).astype(np.float64), size))
         np.testing.assert_array_equal(pixels, from_yxyx(self.golden[f"denorm_out.{name}"]))
+
+
+def test_widths_under_each_extent():
+    box = np.array([[2.0, 3.0, 7.0, 5.0]])
+    widths = {extent: np.diff(widen(box, extent)[0, [0, 2]])[0] for extent in ("continuous", "inclusive", "normalized")}
+    assert widths == {"continuous": 5, "inclusive": 6, "normalized": 4}
+    # in Matterport's coordinates, the width times the extent of the image's pixel centres is the same 4
+    assert (np.diff(to_normalized(box, (9, 11))[0, [0, 2]]) * 10).item() == pytest.approx(4)
+    for extent in ("continuous", "inclusive", "normalized"):
+        np.testing.assert_array_equal(narrow(widen(box, extent), extent), box)
+
+
+def test_widened_boxes_end_at_the_window():
+    far, window = np.array([[-5.0, -5.0, 99.0, 99.0]]), np.array([0.0, 0.0, 16.0, 8.0])
+    ends = {
+        extent: narrow(clip_widened(widen(far, extent), window, extent), extent)[0].tolist()
+        for extent in ("continuous", "inclusive", "normalized")
+    }
+    assert ends == {"continuous": [0, 0, 16, 8], "inclusive": [0, 0, 15, 7], "normalized": [0, 0, 16, 8]}

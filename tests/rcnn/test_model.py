@@ -143,6 +143,7 @@ SWITCHES = {
     "bytes": {"input.value_scale": 1.0, "input.mean": (123.7, 116.8, 103.9), "input.std": (58.0,)},
     "bgr": {"input.channel_order": "bgr"},
     "inclusive boxes": {"box_extent": "inclusive"},
+    "normalized boxes": {"box_extent": "normalized"},
     "ResNet-34": {"backbone.depth": 34},
     "ResNet-50": {"backbone.depth": 50},
     "ResNet-101": {"backbone.depth": 101},

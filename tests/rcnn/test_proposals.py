@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from refnet.autograd import Tensor
-from refnet.rcnn.boxes import from_yxyx
+from refnet.rcnn.boxes import from_normalized, from_yxyx, to_normalized
 from refnet.rcnn.config import RpnConfig
 from refnet.rcnn.presets import matterport
 from refnet.rcnn.proposals import best_first, objectness_scores, propose
@@ -173,9 +173,11 @@ def test_precision(dtype):
     assert (found.boxes.dtype, found.scores.dtype) == (dtype, dtype)
 
 
+@pytest.mark.parametrize("units", ["normalized", "pixels"])
 @pytest.mark.parametrize("name", ["full", "prelimit", "thr03", "few_padded", "ties"])
-def test_matterports_proposal_layer(name):
-    """It decodes normalised boxes; those are a unit like any other, with a "padded image" of 1 x 1."""
+def test_matterports_proposal_layer(name, units):
+    """It decodes normalised boxes. Those are a unit like any other, with a "padded image" of 1 x 1; and in pixels of
+    the image of 128 x 128 the extent "normalized" means the same."""
     golden = load("proposal_layer")
     count, threshold, before, _ = golden[f"{name}.cfg"]
     anchors = from_yxyx(load("anchors")["a128.norm"].astype(np.float64))
@@ -192,10 +194,17 @@ def test_matterports_proposal_layer(name):
         matterport().rpn, {"pre_nms_test": int(before), "post_nms_test": int(count), "nms_threshold": float(threshold)}
     )
     rpn = RpnOutput(objectness_logits=(Tensor(logits),), deltas=(Tensor(deltas),))
-    found = propose(rpn, [anchors], blank_images(1, 1, windows=[[0, 0, 1, 1]] * 2), config, training=False)
-    for index, proposals in enumerate(found):
+    if units == "normalized":
+        images = blank_images(1, 1, windows=[[0, 0, 1, 1]] * 2)
+        boxes = [p.boxes for p in propose(rpn, [anchors], images, config, training=False)]
+    else:
+        images, size = blank_images(128, 128, windows=[[0, 0, 128, 128]] * 2), (128, 128)
+        anchors = from_normalized(anchors, size)
+        found = propose(rpn, [anchors], images, config, training=False, extent="normalized")
+        boxes = [to_normalized(p.boxes, size) for p in found]
+    for index, proposals in enumerate(boxes):
         stored = golden[f"{name}.out"][index]
         kept = int(golden[f"{name}.nonzero"][index])
-        assert len(proposals.boxes) == kept
-        np.testing.assert_allclose(from_yxyx(proposals.boxes), stored[:kept], rtol=0, atol=1e-6)
+        assert len(proposals) == kept
+        np.testing.assert_allclose(from_yxyx(proposals), stored[:kept], rtol=0, atol=1e-6)
         assert not stored[kept:].any()
