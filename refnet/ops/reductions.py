@@ -16,7 +16,8 @@ class Sum(Function):
 
     def forward(self, x: Array, *, axes: tuple[int, ...], keepdims: bool) -> Array:
         self.shape, self.axes = x.shape, axes
-        y: Array = namespace(x).asarray(x.sum(axis=axes, keepdims=keepdims))
+        xp = namespace(x)
+        y: Array = xp.asarray(xp.sum(x, axis=axes, keepdims=keepdims))
         return y
 
     def backward(self, grad_output: Array) -> Gradients:
@@ -28,7 +29,8 @@ class Mean(Function):
 
     def forward(self, x: Array, *, axes: tuple[int, ...], keepdims: bool) -> Array:
         self.shape, self.axes = x.shape, axes
-        y: Array = namespace(x).asarray(x.mean(axis=axes, keepdims=keepdims))
+        xp = namespace(x)
+        y: Array = xp.asarray(xp.mean(x, axis=axes, keepdims=keepdims))
         return y
 
     def backward(self, grad_output: Array) -> Gradients:
