@@ -138,7 +138,7 @@ def _grad_weights(
         height, width = bottom - top, right - left
         g = grad_output[r]  # P Q C
         down = columns.weights[r, :, :width] @ window  # h Q C
-        grad_rows[r, :, :height] = g.reshape(len(g), -1) @ down.reshape(height, -1).T
+        grad_rows[r, :, :height] = g.reshape(len(g), -1) @ down.reshape(height, g.shape[1] * c).T  # height may be 0
         across = rows.weights[r, :, :height] @ window.reshape(height, width * c)  # P w·C
         grad_columns[r, :, :width] = (g @ across.reshape(len(g), width, c).swapaxes(1, 2)).sum(axis=0)
     return grad_rows, grad_columns

@@ -104,6 +104,23 @@ def test_roi_align_grad_boxes(case: Regions, dtype, whole):
     )
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_adaptive_sampling_of_boxes_without_extent(dtype):
+    """They take no sample at all: zeros, alone or beside others."""
+    empty, other = [3.0, 2.0, 3.0, 2.0], [1.0, 1.0, 4.0, 3.0]
+    features = np.arange(30, dtype=dtype).reshape(1, 5, 6, 1)
+    sampling = {"spatial_scale": 1.0, "sampling_ratio": 0, "aligned": True}
+    for boxes in ([empty], [empty, other], [other, empty, empty]):
+        array, index = np.array(boxes, dtype), np.zeros(len(boxes), np.int64)
+        pooled = roi.roi_align_forward(features, array, index, size=(2, 2), **sampling)
+        u = np.ones_like(pooled)
+        grads = roi.roi_align_grad_boxes(u, features, array, index, **sampling)
+        scattered = roi.roi_align_grad_features(u, array, index, input_shape=features.shape, **sampling)
+        for position, box in enumerate(boxes):
+            assert (not pooled[position].any() and not grads[position].any()) == (box == empty)
+        assert scattered.sum() == pytest.approx(4 * boxes.count(other))  # the weights of a bin add up to 1
+
+
 # crop_and_resize
 
 
