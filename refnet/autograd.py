@@ -398,13 +398,7 @@ class GetItem(Function):
         return result if is_array(result) else namespace(x).asarray(result)
 
     def backward(self, grad_output: Array) -> Gradients:
-        xp = namespace(grad_output)
-        grad = xp.zeros(self.shape, grad_output.dtype)
-        if may_repeat(self.index):
-            xp.add.at(grad, self.index, grad_output)
-        else:
-            grad[self.index] = grad_output
-        return (grad,)
+        return (scatter(grad_output, self.index, self.shape),)
 
 
 def _without_tensors(index: Any) -> Any:
@@ -413,7 +407,18 @@ def _without_tensors(index: Any) -> Any:
     return index.data if isinstance(index, Tensor) else index
 
 
-def may_repeat(index: Any) -> bool:
+def scatter(grad_output: Array, index: Any, shape: tuple[int, ...]) -> Array:
+    """The adjoint of ``x[index]`` for x of `shape`: zeros, and `grad_output` added up at the elements it came from."""
+    xp = namespace(grad_output)
+    grad: Array = xp.zeros(shape, grad_output.dtype)
+    if _may_repeat(index):
+        xp.add.at(grad, index, grad_output)
+    else:
+        grad[index] = grad_output
+    return grad
+
+
+def _may_repeat(index: Any) -> bool:
     """Whether ``x[index]`` can hold an element of x twice: only integer arrays (or lists) can repeat."""
     parts = index if isinstance(index, tuple) else (index,)
     arrays = [part for part in parts if isinstance(part, list) or is_array(part)]

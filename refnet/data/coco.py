@@ -14,6 +14,7 @@ from refnet.data import rle
 from refnet.data.dataset import Sample, checked_index
 from refnet.data.image_file import read_image
 from refnet.errors import ConfigError, DataError
+from refnet.rcnn.boxes import from_xywh
 from refnet.rcnn.structures import GroundTruth
 
 log = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ class CocoDataset:
 
         limits = np.array([image.width, image.height] * 2, np.float64)
         with np.errstate(over="ignore"):  # an infinite corner is clipped like any other
-            corners = np.clip([*box[:2], *(box[:2] + box[2:])], 0, limits).astype(np.float32)
+            corners = np.clip(from_xywh(box), 0, limits).astype(np.float32)
         if not (corners[2:] > corners[:2]).all():
             return False
         image.boxes.append(corners)

@@ -5,10 +5,13 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
+from jaxtyping import Int
 
+from refnet.arrays import Array
 from refnet.data.dataset import Dataset, Sample
 from refnet.data.streams import stream
 from refnet.errors import ArgumentError, DataError
@@ -76,8 +79,13 @@ def batch_indices(step: int, batch_size: int, count: int, seed: int) -> list[int
     """Which of `count` images make up the batch of `step`."""
     places = range(step * batch_size, (step + 1) * batch_size)  # in the endless row of shuffled epochs
     epochs = range(places[0] // count, places[-1] // count + 1)
-    orders = {epoch: stream(seed, "order", epoch).permutation(count) for epoch in epochs}
+    orders = {epoch: _order(seed, epoch, count) for epoch in epochs}
     return [int(orders[place // count][place % count]) for place in places]
+
+
+@lru_cache(maxsize=2)  # a batch lies in one epoch or in two that follow each other
+def _order(seed: int, epoch: int, count: int) -> Int[Array, " count"]:
+    return stream(seed, "order", epoch).permutation(count)
 
 
 def flipped(sample: Sample) -> Sample:

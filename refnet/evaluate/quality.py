@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 
 from refnet.arrays import Array
 from refnet.errors import ShapeError
+from refnet.evaluate.coco import MASK_THRESHOLD
 from refnet.rcnn.boxes import pairwise_coverage, pairwise_iou
 from refnet.rcnn.structures import Detections, GroundTruth
 
@@ -33,7 +34,7 @@ def panoptic_quality(truth: GroundTruth, detections: Detections, *, min_score: f
     else:
         assert objects.masks is not None
         assert crowds.masks is not None
-        masks = detections.masks[chosen] >= 0.5
+        masks = detections.masks[chosen] >= MASK_THRESHOLD
         if masks.shape[1:] != truth.masks.shape[1:]:
             raise ShapeError(
                 f"panoptic_quality: masks must have one size, got {truth.masks.shape[1:]} and {masks.shape[1:]}"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from refnet.arrays import Array, namespace
-from refnet.autograd import Function, Gradients, Tensor, may_repeat
+from refnet.autograd import Function, Gradients, Tensor, scatter
 from refnet.errors import ArgumentError, DTypeError, ShapeError
 
 
@@ -70,14 +70,8 @@ class Take(Function):
         return y
 
     def backward(self, grad_output: Array) -> Gradients:
-        xp = namespace(grad_output)
-        grad = xp.zeros(self.shape, grad_output.dtype)
         index = (*(slice(None),) * self.axis, self.indices)
-        if may_repeat(self.indices):
-            xp.add.at(grad, index, grad_output)
-        else:
-            grad[index] = grad_output
-        return (grad,)
+        return (scatter(grad_output, index, self.shape),)
 
 
 class Pad(Function):

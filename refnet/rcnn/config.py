@@ -15,17 +15,18 @@ from refnet.errors import ConfigError
 Four: TypeAlias = tuple[float, float, float, float]
 
 
-def _check(condition: bool, message: str) -> None:
+def check(condition: bool, message: str) -> None:
+    """Raise a ConfigError that says `message` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
 
 
-def _check_choices(stage: str, record: Any) -> None:
+def check_choices(stage: str, record: Any) -> None:
     """Every field whose type lists its values must hold one of them: a misspelt convention isn't another one."""
     for entry in fields(record):
         if get_origin(entry.type) is Literal:
             value, choices = getattr(record, entry.name), get_args(entry.type)
-            _check(value in choices, f"{stage}{entry.name} must be one of {choices}, got {value!r}")
+            check(value in choices, f"{stage}{entry.name} must be one of {choices}, got {value!r}")
 
 
 def _check_fields_positive(stage: str, record: Any, *names: str) -> None:
@@ -35,12 +36,12 @@ def _check_fields_positive(stage: str, record: Any, *names: str) -> None:
 
 def _check_fraction(name: str, *values: float) -> None:
     for value in values:
-        _check(0.0 <= value <= 1.0, f"{name} must lie in [0, 1], got {value}")
+        check(0.0 <= value <= 1.0, f"{name} must lie in [0, 1], got {value}")
 
 
 def _check_positive(name: str, *values: float) -> None:
     for value in values:
-        _check(value > 0, f"{name} must be positive, got {value}")
+        check(value > 0, f"{name} must be positive, got {value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +73,12 @@ class InputConfig:
     """bgr reverses the channels (D, PF: weights that came from Caffe)."""
 
     def __post_init__(self) -> None:
-        _check_choices("input.", self)
+        check_choices("input.", self)
         _check_fields_positive("input.", self, "channels", "min_size", "max_size", "pad_divisor")
-        _check(self.max_size >= self.min_size, f"input.max_size must be at least min_size, got {self.max_size}")
+        check(self.max_size >= self.min_size, f"input.max_size must be at least min_size, got {self.max_size}")
         _check_positive("input.std", *self.std)
         for name, values in (("mean", self.mean), ("std", self.std)):
-            _check(
+            check(
                 len(values) in (1, self.channels),
                 f"input.{name} must have 1 or {self.channels} entries for {self.channels} channels, got {len(values)}",
             )
@@ -111,9 +112,9 @@ class BackboneConfig:
     """The last batch norm of each block starts at scale 0, so that blocks start as the identity (Goyal et al. 2017)."""
 
     def __post_init__(self) -> None:
-        _check_choices("backbone.", self)
+        check_choices("backbone.", self)
         _check_positive("backbone.width", self.width)
-        _check(self.norm_epsilon >= 0, f"backbone.norm_epsilon must not be negative, got {self.norm_epsilon}")
+        check(self.norm_epsilon >= 0, f"backbone.norm_epsilon must not be negative, got {self.norm_epsilon}")
         _check_fraction("backbone.norm_momentum", self.norm_momentum)
 
 
@@ -127,7 +128,7 @@ class FpnConfig:
     """kaiming_uniform with a = 1 (T), glorot_uniform (M)."""
 
     def __post_init__(self) -> None:
-        _check_choices("fpn.", self)
+        check_choices("fpn.", self)
         _check_positive("fpn.channels", self.channels)
 
 
@@ -151,11 +152,11 @@ class AnchorConfig:
     """nominal: 4, 8, 16, 32, 64. floor: size of the padded input // size of the feature map (T)."""
 
     def __post_init__(self) -> None:
-        _check_choices("anchors.", self)
-        _check(len(self.sizes) == 5, f"anchors.sizes must have one entry for each of P2 to P6, got {len(self.sizes)}")
-        _check(len({len(s) for s in self.sizes}) == 1, "anchors.sizes must have equally many sizes on every level")
-        _check(bool(self.sizes[0]), "anchors.sizes must not be empty")
-        _check(bool(self.ratios), "anchors.ratios must not be empty")
+        check_choices("anchors.", self)
+        check(len(self.sizes) == 5, f"anchors.sizes must have one entry for each of P2 to P6, got {len(self.sizes)}")
+        check(len({len(s) for s in self.sizes}) == 1, "anchors.sizes must have equally many sizes on every level")
+        check(bool(self.sizes[0]), "anchors.sizes must not be empty")
+        check(bool(self.ratios), "anchors.ratios must not be empty")
         _check_positive("anchors.sizes", *(size for level in self.sizes for size in level))
         _check_positive("anchors.ratios", *self.ratios)
 
@@ -198,12 +199,12 @@ class RpnConfig:
     """Proposals are cut off at the image's own border (T, D) or at that of the padding (M)."""
 
     def __post_init__(self) -> None:
-        _check_choices("rpn.", self)
+        check_choices("rpn.", self)
         counts = ("pre_nms_train", "pre_nms_test", "post_nms_train", "post_nms_test")
         _check_fields_positive("rpn.", self, "channels", *counts)
         _check_positive("rpn.delta_std", *self.delta_std)
         _check_fraction("rpn.nms_threshold", self.nms_threshold)
-        _check(self.min_size >= 0, f"rpn.min_size must not be negative, got {self.min_size}")
+        check(self.min_size >= 0, f"rpn.min_size must not be negative, got {self.min_size}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,10 +233,10 @@ class AnchorTargetConfig:
     """The share of them that may be positive at most."""
 
     def __post_init__(self) -> None:
-        _check_choices("anchor_targets.", self)
+        check_choices("anchor_targets.", self)
         _check_fraction("anchor_targets.positive_iou", self.positive_iou)
         _check_fraction("anchor_targets.negative_iou", self.negative_iou)
-        _check(
+        check(
             self.negative_iou <= self.positive_iou,
             f"anchor_targets.negative_iou must be at most positive_iou, got {self.negative_iou}",
         )
@@ -270,11 +271,11 @@ class RoiTargetConfig:
     """Targets are left as they are (T), rounded with 0.5 to 0 (M), or 1 from 0.5 on (D)."""
 
     def __post_init__(self) -> None:
-        _check_choices("roi_targets.", self)
+        check_choices("roi_targets.", self)
         _check_fraction("roi_targets.positive_iou", self.positive_iou)
         _check_fraction("roi_targets.negative_iou_low", self.negative_iou_low)
         _check_fraction("roi_targets.positive_fraction", self.positive_fraction)
-        _check(
+        check(
             self.negatives == "fill" or self.positive_fraction > 0,
             'roi_targets.positive_fraction must be positive for negatives "ratio", got 0',
         )
@@ -306,10 +307,10 @@ class RoiPoolConfig:
     (width - 1, height - 1) of the padded input (M)."""
 
     def __post_init__(self) -> None:
-        _check_choices("pool ", self)
+        check_choices("pool ", self)
         _check_fields_positive("pool ", self, "size", "canonical_size")
-        _check(self.sampling_ratio >= 0, f"pool sampling_ratio must not be negative, got {self.sampling_ratio}")
-        _check(
+        check(self.sampling_ratio >= 0, f"pool sampling_ratio must not be negative, got {self.sampling_ratio}")
+        check(
             self.method != "crop_and_resize" or self.box_units == "normalized",
             'pool box_units must be "normalized" for crop_and_resize, which knows no other',
         )
@@ -336,7 +337,7 @@ class BoxHeadConfig:
     .001 (D, the paper); glorot_uniform (M)."""
 
     def __post_init__(self) -> None:
-        _check_choices("box_head.", self)
+        check_choices("box_head.", self)
         _check_positive("box_head.channels", self.channels)
         _check_positive("box_head.delta_std", *self.delta_std)
 
@@ -359,8 +360,8 @@ class MaskHeadConfig:
     """kaiming_fan_out (T, D), glorot_uniform (M)."""
 
     def __post_init__(self) -> None:
-        _check_choices("mask_head.", self)
-        _check(self.convolutions >= 0, f"mask_head.convolutions must not be negative, got {self.convolutions}")
+        check_choices("mask_head.", self)
+        check(self.convolutions >= 0, f"mask_head.convolutions must not be negative, got {self.convolutions}")
         _check_positive("mask_head.channels", self.channels)
 
 
@@ -388,9 +389,9 @@ class LossConfig:
     """What the mask loss is multiplied by."""
 
     def __post_init__(self) -> None:
-        _check_choices("losses.", self)
+        check_choices("losses.", self)
         for name in ("rpn_beta", "box_beta"):
-            _check(getattr(self, name) >= 0, f"losses.{name} must not be negative, got {getattr(self, name)}")
+            check(getattr(self, name) >= 0, f"losses.{name} must not be negative, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -416,14 +417,14 @@ class DetectionConfig:
     """A pasted mask is true from here on; None leaves probabilities (T returns those). M .5."""
 
     def __post_init__(self) -> None:
-        _check_choices("detections.", self)
+        check_choices("detections.", self)
         _check_fraction("detections.score_threshold", self.score_threshold)
         _check_fraction("detections.nms_threshold", self.nms_threshold)
         _check_positive("detections.limit", self.limit)
-        _check(self.min_size >= 0, f"detections.min_size must not be negative, got {self.min_size}")
+        check(self.min_size >= 0, f"detections.min_size must not be negative, got {self.min_size}")
         if self.mask_threshold is not None:
             _check_fraction("detections.mask_threshold", self.mask_threshold)
-        _check(
+        check(
             self.paste == "soft" or self.mask_threshold is not None,
             'detections.mask_threshold must be a number for paste "hard", got None',
         )
@@ -454,7 +455,7 @@ class ModelConfig:
     detections: DetectionConfig = field(default_factory=DetectionConfig)
 
     def __post_init__(self) -> None:
-        _check_choices("", self)
+        check_choices("", self)
         _check_positive("num_classes", self.num_classes)
 
 

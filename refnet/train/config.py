@@ -6,21 +6,16 @@ The command line's flags and the keys of a configuration file are generated from
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args, get_origin
+from typing import Literal, TypeAlias
 
 from refnet.data import CocoDataset, Dataset, Shapes, ShapesConfig
 from refnet.errors import ConfigError
 from refnet.nn import Schedule, schedules
-from refnet.rcnn.config import ModelConfig
+from refnet.rcnn.config import ModelConfig, check, check_choices
 from refnet.rcnn.layers import LAYERS
 from refnet.rcnn.presets import shapes
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +32,8 @@ class ShapesData:
     """What the images look like."""
 
     def __post_init__(self) -> None:
-        _check(self.train_count >= 1, f"train_count must be at least 1, got {self.train_count}")
-        _check(self.val_count >= 0, f"val_count must not be negative, got {self.val_count}")
+        check(self.train_count >= 1, f"train_count must be at least 1, got {self.train_count}")
+        check(self.val_count >= 0, f"val_count must not be negative, got {self.val_count}")
 
     def training(self, channels: int) -> Dataset:
         """The images to train on.
@@ -61,7 +56,7 @@ class ShapesData:
         return Shapes(self.shapes, count=self.val_count, seed=self.data_seed, split="val")
 
     def _check_channels(self, channels: int) -> None:
-        _check(
+        check(
             self.shapes.channels == channels,
             f"input.channels and shapes.channels must be equal, got {channels} and {self.shapes.channels}",
         )
@@ -81,7 +76,7 @@ class CocoData:
     """Their objects."""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             (self.val_images is None) == (self.val_annotations is None),
             f"val_images and val_annotations belong together, got {self.val_images} and {self.val_annotations}",
         )
@@ -163,21 +158,16 @@ class TrainConfig:
     """tuned: the fast kernels of refnet.kernels. specification: the normative text itself."""
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            value, choices = getattr(self, entry.name), get_args(entry.type)
-            _check(
-                get_origin(entry.type) is not Literal or value in choices,
-                f"{entry.name} must be one of {choices}, got {value!r}",
-            )
+        check_choices("", self)
         for name in ("steps", "batch_size", "checkpoint_every", "eval_batch_size"):
-            _check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+            check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "weight_decay", "warmup_steps"):
-            _check(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+            check(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("flip", "warmup_start"):
-            _check(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        _check(0 <= self.seed < 2**64, f"seed must lie in [0, 2^64), got {self.seed}")
-        _check(self.clip_norm is None or self.clip_norm > 0, f"clip_norm must be positive, got {self.clip_norm}")
-        _check(
+            check(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        check(0 <= self.seed < 2**64, f"seed must lie in [0, 2^64), got {self.seed}")
+        check(self.clip_norm is None or self.clip_norm > 0, f"clip_norm must be positive, got {self.clip_norm}")
+        check(
             bool(self.milestones) == (self.schedule == "multi_step"),
             f"milestones belong to schedule multi_step, and it to them; got {self.milestones} for {self.schedule}",
         )
