@@ -23,6 +23,7 @@ from refnet.rcnn.roi_pool import pool_rois
 from refnet.rcnn.rpn import RPN
 from refnet.rcnn.structures import Detections, GroundTruth, ImageBatch
 from refnet.rcnn.targets import assign_anchors, sample_rois
+from refnet.rcnn.trace import NO_TRACE, Trace
 from refnet.rcnn.transform import prepare_images, prepare_truth, restore_boxes
 
 
@@ -55,17 +56,18 @@ class MaskRCNN(Module):
         """Images (H, W, C), values 0 to 255, as the network's input."""
         return prepare_images(images, self.config.input, self.dtype)
 
-    def features(self, images: ImageBatch, *, training: bool) -> tuple[Tensor, ...]:
-        """P2 to P6."""
-        return self.fpn(self.backbone(Tensor(images.pixels), training=training))
-
     def anchors(self, pyramid: Sequence[Tensor], images: ImageBatch) -> list[Float[Array, "_ 4"]]:
         """The anchors of each level."""
         shapes = [(p.shape[1], p.shape[2]) for p in pyramid]
         return make_anchors(shapes, images.size, self.config.anchors, self.dtype)
 
     def losses(
-        self, images: Sequence[Shaped[Array, "_ _ _"]], truth: Sequence[GroundTruth], *, rng: np.random.Generator
+        self,
+        images: Sequence[Shaped[Array, "_ _ _"]],
+        truth: Sequence[GroundTruth],
+        *,
+        rng: np.random.Generator,
+        trace: Trace = NO_TRACE,
     ) -> Losses:
         """The five losses on a batch of images of any sizes; ``losses(...).total.backward()`` gives all gradients.
 
@@ -75,67 +77,87 @@ class MaskRCNN(Module):
             images: (H, W, C) each, values 0 to 255.
             truth: the objects of each image; there may be none.
             rng: samples anchors and regions.
+            trace: receives every intermediate by name.
 
         Raises:
             ArgumentError: masks are missing that a mask head needs, or a class is above ``config.num_classes``.
             ShapeError: images, or masks, have the wrong shape, or there isn't one entry of `truth` per image.
         """
-        config = self.config
-        batch = self.prepare(images)
-        truth = prepare_truth(truth, batch)
-        if self.mask_head is not None and any(entry.masks is None for entry in truth if len(entry)):
-            raise ArgumentError("losses: a model with a mask head needs the masks of all objects, got some without")
-        highest = max((int(entry.classes.max()) for entry in truth if len(entry)), default=0)
-        if highest > config.num_classes:
-            raise ArgumentError(f"losses: classes must be from 1 to {config.num_classes}, got {highest}")
-        pyramid = self.features(batch, training=True)
-        anchors = self.anchors(pyramid, batch)
-        rpn = self.rpn(pyramid)
+        config, see = self.config, trace
+        batch = see("input", self.prepare(images))
+        truth = see("truth", prepare_truth(truth, batch))
+        self._check_truth(truth)
+        features = see("backbone", self.backbone(Tensor(batch.pixels), training=True))
+        pyramid = see("fpn", self.fpn(features))
+        rpn = see("rpn", self.rpn(pyramid))
+        anchors = see("anchors", self.anchors(pyramid, batch))
         anchor_targets = assign_anchors(
             np.concatenate(anchors), truth, batch, config.anchor_targets, config.rpn.delta_std, rng,
             extent="inclusive" if config.box_extent == "inclusive" else "continuous",
         )  # fmt: skip
+        see("anchor_targets", anchor_targets)
         proposals = propose(rpn, anchors, batch, config.rpn, training=True, extent=config.box_extent)
+        see("proposals", proposals)
         mask_size = 2 * config.mask_pool.size if self.mask_head is not None else None
         rois = sample_rois(
             proposals, truth, batch, config.roi_targets, config.box_head.delta_std, mask_size, rng,
             extent=config.box_extent,
         )  # fmt: skip
-        pooled = pool_rois(pyramid, rois.boxes, rois.images, batch.size, config.box_pool)
-        box = box_losses(self.box_head(pooled, training=True), rois, config.losses, config.box_head)
+        see("rois", rois)
+        pooled = see("box_pool", pool_rois(pyramid, rois.boxes, rois.images, batch.size, config.box_pool))
+        output = see("box_head", self.box_head(pooled, training=True))
+        box = box_losses(output, rois, config.losses, config.box_head)
         mask = None
         if self.mask_head is not None and rois.masks is not None:
             boxes, index = rois.boxes[rois.foreground], rois.images[rois.foreground]
-            pooled = pool_rois(pyramid, boxes, index, batch.size, config.mask_pool)
-            logits = self.mask_head(pooled, training=True)
+            pooled = see("mask_pool", pool_rois(pyramid, boxes, index, batch.size, config.mask_pool))
+            logits = see("mask_head.logits", self.mask_head(pooled, training=True))
             mask = mask_loss(logits, rois, rois.masks, config.box_head, config.mask_head)
-        return add_losses(rpn_losses(rpn, anchor_targets, config.losses), box, mask, config.losses)
+        return see("losses", add_losses(rpn_losses(rpn, anchor_targets, config.losses), box, mask, config.losses))
 
-    def detect(self, images: Sequence[Shaped[Array, "_ _ _"]]) -> list[Detections]:
-        """The objects in images (H, W, C) of any sizes, values 0 to 255; boxes and masks in their own pixels."""
-        config = self.config
+    def _check_truth(self, truth: Sequence[GroundTruth]) -> None:
+        if self.mask_head is not None and any(entry.masks is None for entry in truth if len(entry)):
+            raise ArgumentError("losses: a model with a mask head needs the masks of all objects, got some without")
+        highest = max((int(entry.classes.max()) for entry in truth if len(entry)), default=0)
+        if highest > self.config.num_classes:
+            raise ArgumentError(f"losses: classes must be from 1 to {self.config.num_classes}, got {highest}")
+
+    def detect(self, images: Sequence[Shaped[Array, "_ _ _"]], *, trace: Trace = NO_TRACE) -> list[Detections]:
+        """The objects in images (H, W, C) of any sizes, values 0 to 255; boxes and masks in their own pixels.
+
+        `trace` receives every intermediate by name.
+        """
+        config, see = self.config, trace
         with no_grad():
-            batch = self.prepare(images)
-            pyramid = self.features(batch, training=False)
-            anchors = self.anchors(pyramid, batch)
-            proposals = propose(self.rpn(pyramid), anchors, batch, config.rpn, training=False, extent=config.box_extent)
+            batch = see("input", self.prepare(images))
+            features = see("backbone", self.backbone(Tensor(batch.pixels), training=False))
+            pyramid = see("fpn", self.fpn(features))
+            rpn = see("rpn", self.rpn(pyramid))
+            anchors = see("anchors", self.anchors(pyramid, batch))
+            proposals = propose(rpn, anchors, batch, config.rpn, training=False, extent=config.box_extent)
+            see("proposals", proposals)
             boxes = [p.boxes for p in proposals]
             pooled = pool_rois(pyramid, np.concatenate(boxes), image_index(boxes), batch.size, config.box_pool)
-            output = self.box_head(pooled, training=False)
+            see("box_pool", pooled)
+            output = see("box_head", self.box_head(pooled, training=False))
             found = select_detections(
                 output, boxes, batch, config.box_head, config.detections, extent=config.box_extent
             )
-            if self.mask_head is None:
-                return [self._restored(entry, None, batch, index) for index, entry in enumerate(found)]
-            boxes = [entry.boxes for entry in found]
-            pooled = pool_rois(pyramid, np.concatenate(boxes), image_index(boxes), batch.size, config.mask_pool)
-            classes = np.concatenate([entry.classes for entry in found])
-            masks = own_masks(self.mask_head(pooled, training=False), classes, config.box_head, config.mask_head)
-        ends = np.cumsum([len(entry) for entry in found])[:-1]
-        return [
+            see("detections", found)
+            masks: list[Array] | list[None] = [None] * len(found)
+            if self.mask_head is not None:
+                boxes = [entry.boxes for entry in found]
+                pooled = pool_rois(pyramid, np.concatenate(boxes), image_index(boxes), batch.size, config.mask_pool)
+                see("mask_pool", pooled)
+                logits = see("mask_head.logits", self.mask_head(pooled, training=False))
+                classes = np.concatenate([entry.classes for entry in found])
+                own = own_masks(logits, classes, config.box_head, config.mask_head)
+                masks = np.split(own, np.cumsum([len(entry) for entry in found])[:-1])
+        results = [
             self._restored(entry, own, batch, index)
-            for index, (entry, own) in enumerate(zip(found, np.split(masks, ends), strict=True))
+            for index, (entry, own) in enumerate(zip(found, masks, strict=True))
         ]
+        return see("results", results)
 
     def _restored(
         self, found: Detections, masks: Float[Array, "D S S"] | None, batch: ImageBatch, index: int
