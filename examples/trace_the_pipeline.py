@@ -49,7 +49,7 @@ def main() -> None:
 
     features = model.backbone(Tensor(batch.pixels), training=True)
     show("resnet: C2 to C5", features=features)
-    pyramid = model.fpn(features)
+    pyramid = model.fpn(features, training=True)
     show("fpn: P2 to P6", pyramid=pyramid)
     rpn = model.rpn(pyramid)
     show("rpn: per level", objectness_logits=rpn.objectness_logits, deltas=rpn.deltas)

@@ -22,7 +22,7 @@
        └─ detections.py  (inference) boxes, classes,        He et al. 2017, section 3.1
                          scores, masks
 
-    config.py      every convention as a field      presets.py   torchvision(), matterport(), paper(), shapes()
+    config.py      every convention as a field      presets.py   torchvision(), torchvision_v2(), matterport(), paper(), shapes()
     structures.py  the records between stages       boxes.py     geometry      layers.py   initialisers, norms, layer names
 
 Glossary of letters:

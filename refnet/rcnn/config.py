@@ -124,6 +124,8 @@ class FpnConfig:
 
     channels: int = 256
     """Channels of P2 to P6."""
+    norm: Literal["none", "batch", "frozen", "frozen_statistics"] = "none"
+    """Batch norm behind each convolution, which then has no bias: none (T, D, M), batch (T's v2 models)."""
     initialization: Literal["kaiming_uniform", "glorot_uniform"] = "kaiming_uniform"
     """kaiming_uniform with a = 1 (T), glorot_uniform (M)."""
 
@@ -170,8 +172,10 @@ class AnchorConfig:
 class RpnConfig:
     """The region proposal network and what becomes of its output (Ren et al. 2015, section 3.1)."""
 
+    convolutions: int = 1
+    """Shared 3x3 convolutions: 1 (T, D, M, the paper), 2 (T's v2 models)."""
     channels: int = 256
-    """Width of the shared 3x3 convolution: 256 (T, D), 512 (M)."""
+    """Their width: 256 (T, D), 512 (M)."""
     objectness: Literal["sigmoid", "softmax"] = "sigmoid"
     """One logit (T, D) or two, background first (M, the paper)."""
     delta_std: Four = (1.0, 1.0, 1.0, 1.0)
@@ -201,7 +205,7 @@ class RpnConfig:
     def __post_init__(self) -> None:
         check_choices("rpn.", self)
         counts = ("pre_nms_train", "pre_nms_test", "post_nms_train", "post_nms_test")
-        _check_fields_positive("rpn.", self, "channels", *counts)
+        _check_fields_positive("rpn.", self, "convolutions", "channels", *counts)
         _check_positive("rpn.delta_std", *self.delta_std)
         _check_fraction("rpn.nms_threshold", self.nms_threshold)
         check(self.min_size >= 0, f"rpn.min_size must not be negative, got {self.min_size}")
@@ -321,9 +325,20 @@ class BoxHeadConfig:
     """Class and box of a region (Lin et al. 2017, section 4.2)."""
 
     kind: Literal["fc", "conv"] = "fc"
-    """fc: two fully connected layers (T, D). conv: a 7x7 and a 1x1 convolution with batch norm (M)."""
+    """fc: 3x3 convolutions, if any, then fully connected layers (T, D). conv: a 7x7 and a 1x1 convolution (M), which
+    are two fully connected layers that can have a norm."""
+    convolutions: int = 0
+    """For fc: 3x3 convolutions before the fully connected layers. 0 (T, D), 4 (T's v2 models, D's 4conv1fc)."""
+    conv_channels: int = 256
+    """Width of those 3x3 convolutions."""
+    conv_bias: bool = True
+    """Convolutions of either kind have a bias: True (M), False (T's v2 models, D with a norm)."""
+    norm: Literal["none", "batch", "frozen", "frozen_statistics"] = "none"
+    """Batch norm behind each convolution: frozen_statistics (M; batch when TRAIN_BN is on), batch (T's v2 models)."""
+    layers: int = 2
+    """For fc: fully connected layers. 2 (T, D), 1 (T's v2 models)."""
     channels: int = 1024
-    """Width of the two hidden layers."""
+    """Width of the fully connected layers, or, for conv, of the two convolutions."""
     class_agnostic: bool = False
     """One box for all classes instead of one for each."""
     delta_std: Four = (0.1, 0.1, 0.2, 0.2)
@@ -338,7 +353,17 @@ class BoxHeadConfig:
 
     def __post_init__(self) -> None:
         check_choices("box_head.", self)
-        _check_positive("box_head.channels", self.channels)
+        _check_fields_positive("box_head.", self, "channels", "conv_channels", "layers")
+        check(self.convolutions >= 0, f"box_head.convolutions must not be negative, got {self.convolutions}")
+        check(
+            self.kind == "fc" or (self.convolutions == 0 and self.layers == 2),
+            f'box_head.convolutions and layers must be 0 and 2 for kind "conv", which has two convolutions and nothing '
+            f"else, got {self.convolutions} and {self.layers}",
+        )
+        check(
+            self.kind == "conv" or self.convolutions > 0 or self.norm == "none",
+            f'box_head.norm must be "none" where there are no convolutions, got {self.norm!r}',
+        )
         _check_positive("box_head.delta_std", *self.delta_std)
 
 
@@ -353,7 +378,10 @@ class MaskHeadConfig:
     channels: int = 256
     """Their width."""
     norm: Literal["none", "batch", "frozen", "frozen_statistics"] = "none"
-    """Batch norm behind each convolution: none (T, D), batch (M trains it so when TRAIN_BN is on)."""
+    """Batch norm behind each convolution: none (T, D), frozen_statistics (M), batch (T's v2 models; M when TRAIN_BN is
+    on)."""
+    conv_bias: bool = True
+    """The 3x3 convolutions have a bias: True (T, D; M in spite of its norm), False (T's v2 models)."""
     class_agnostic: bool = False
     """One mask for all classes instead of one for each."""
     initialization: Literal["kaiming_fan_out", "glorot_uniform"] = "kaiming_fan_out"

@@ -8,8 +8,8 @@ import numpy as np
 from refnet.autograd import Tensor
 from refnet.nn import Conv2d, Module
 from refnet.ops import resize_nearest
-from refnet.rcnn.config import FpnConfig
-from refnet.rcnn.layers import INITIALIZERS
+from refnet.rcnn.config import BackboneConfig, FpnConfig
+from refnet.rcnn.layers import INITIALIZERS, Norm, make_norms
 
 
 class FPN(Module):
@@ -18,10 +18,19 @@ class FPN(Module):
     .. math:: M_5 = L_5(C_5), \\quad M_l = L_l(C_l) + \\mathrm{up}(M_{l+1}), \\quad P_l = O_l(M_l)
 
     with 1x1 convolutions L and 3x3 convolutions O. P6 is every second pixel of P5.
+
+    Choice: a batch norm stands behind each convolution instead of the bias, with the backbone's epsilon and momentum,
+    or, as in the paper, none.
     """
 
     def __init__(
-        self, in_channels: Sequence[int], config: FpnConfig, *, rng: np.random.Generator, dtype: Any = np.float32
+        self,
+        in_channels: Sequence[int],
+        config: FpnConfig,
+        backbone: BackboneConfig,
+        *,
+        rng: np.random.Generator,
+        dtype: Any = np.float32,
     ) -> None:
         def conv(inputs: int, kernel_size: int) -> Conv2d:
             return Conv2d(
@@ -29,6 +38,7 @@ class FPN(Module):
                 config.channels,
                 kernel_size,
                 padding=kernel_size // 2,
+                bias=config.norm == "none",
                 weight_init=INITIALIZERS[config.initialization],
                 rng=rng,
                 dtype=dtype,
@@ -36,17 +46,30 @@ class FPN(Module):
 
         self.lateral = [conv(channels, 1) for channels in in_channels]
         self.output = [conv(config.channels, 3) for _ in in_channels]
+        self.lateral_norms, self.output_norms = (
+            make_norms(config.norm, len(in_channels), config.channels, backbone, dtype) for _ in range(2)
+        )
 
-    def __call__(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def __call__(self, features: Sequence[Tensor], *, training: bool) -> tuple[Tensor, ...]:
         """P2 to P6.
 
         Choice: upsampling is to the size of the finer level, so sizes that aren't multiples of 32 work too; P6
         subsamples the *finished* P5, which is a max-pool of one pixel with stride 2.
         """
-        merged = [lateral(c) for lateral, c in zip(self.lateral, features, strict=True)]
+        merged = apply(self.lateral, self.lateral_norms, features, training=training)
         for level in range(len(merged) - 2, -1, -1):
             merged[level] = merged[level] + resize_nearest(
                 merged[level + 1], (merged[level].shape[1], merged[level].shape[2])
             )
-        pyramid = [output(m) for output, m in zip(self.output, merged, strict=True)]
+        pyramid = apply(self.output, self.output_norms, merged, training=training)
         return (*pyramid, pyramid[-1][:, ::2, ::2])
+
+
+def apply(
+    convolutions: Sequence[Conv2d], norms: Sequence[Norm], features: Sequence[Tensor], *, training: bool
+) -> list[Tensor]:
+    """Each level's own convolution, and norm if there are any, of its features."""
+    levels = [convolution(x) for convolution, x in zip(convolutions, features, strict=True)]
+    if not norms:
+        return levels
+    return [norm(x, training=training) for norm, x in zip(norms, levels, strict=True)]

@@ -1,9 +1,14 @@
 """What several stages build their layers from: the initialisers and norms that a config names."""
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+from jaxtyping import Float
+
 from refnet.autograd import Tensor
-from refnet.nn import BatchNorm2d, FrozenBatchNorm2d, init
+from refnet.nn import BatchNorm2d, Conv2d, FrozenBatchNorm2d, init
+from refnet.ops import relu
 from refnet.rcnn.config import BackboneConfig
 
 INITIALIZERS = {
@@ -21,12 +26,43 @@ def make_norm(kind: str, channels: int, config: BackboneConfig, dtype: Any) -> N
     return FrozenBatchNorm2d(channels, epsilon=config.norm_epsilon, trainable=kind == "frozen_statistics", dtype=dtype)
 
 
-def normalize_regions(norm: Norm, x: Tensor, *, training: bool) -> Tensor:
-    """`norm` of the features of regions, of which a batch may have none: then there are no statistics to train.
+def make_norms(kind: str, count: int, channels: int, config: BackboneConfig, dtype: Any) -> list[Norm]:
+    """As many norms as there are convolutions; for kind "none", an empty list."""
+    return [] if kind == "none" else [make_norm(kind, channels, config, dtype) for _ in range(count)]
 
-    With fewer than two values a channel the running statistics serve, and stay as they are.
+
+def conv_stack(
+    inputs: int,
+    width: int,
+    count: int,
+    *,
+    bias: bool,
+    weight_init: init.Initializer,
+    rng: np.random.Generator,
+    dtype: Any,
+) -> list[Conv2d]:
+    """`count` 3x3 convolutions of one width, one behind the other."""
+    return [
+        Conv2d(channels, width, 3, padding=1, bias=bias, weight_init=weight_init, rng=rng, dtype=dtype)
+        for channels in [inputs, *[width] * (count - 1)][:count]
+    ]
+
+
+def convolve_regions(
+    convolutions: Sequence[Conv2d], norms: Sequence[Norm], pooled: Float[Tensor, "R _ _ _"], *, training: bool
+) -> Float[Tensor, "R _ _ _"]:
+    """The features of regions through one convolution after the other, each with its norm, if any, and a ReLU.
+
+    A batch may have no regions, and then there are no statistics to train: with fewer than two values a channel the
+    running statistics serve, and stay as they are.
     """
-    return norm(x, training=training and x.size >= 2 * x.shape[-1])
+    x = pooled
+    for index, convolution in enumerate(convolutions):
+        x = convolution(x)
+        if norms:
+            x = norms[index](x, training=training and x.size >= 2 * x.shape[-1])
+        x = relu(x)
+    return x
 
 
 _HEADS = r"(fpn|rpn|box_head|mask_head)\..*"

@@ -41,7 +41,7 @@ class MaskRCNN(Module):
         self.dtype = np.dtype(dtype)
         width, classes = config.fpn.channels, config.num_classes
         self.backbone = ResNet(config.input.channels, config.backbone, rng=rng, dtype=dtype)
-        self.fpn = FPN(self.backbone.out_channels, config.fpn, rng=rng, dtype=dtype)
+        self.fpn = FPN(self.backbone.out_channels, config.fpn, config.backbone, rng=rng, dtype=dtype)
         self.rpn = RPN(width, config.anchors.per_position, config.rpn, rng=rng, dtype=dtype)
         self.box_head = BoxHead(
             width, config.box_pool.size, classes, config.box_head, config.backbone, rng=rng, dtype=dtype
@@ -88,7 +88,7 @@ class MaskRCNN(Module):
         truth = see("truth", prepare_truth(truth, batch))
         self._check_truth(truth)
         features = see("backbone", self.backbone(Tensor(batch.pixels), training=True))
-        pyramid = see("fpn", self.fpn(features))
+        pyramid = see("fpn", self.fpn(features, training=True))
         rpn = see("rpn", self.rpn(pyramid))
         anchors = see("anchors", self.anchors(pyramid, batch))
         anchor_targets = assign_anchors(
@@ -131,7 +131,7 @@ class MaskRCNN(Module):
         with no_grad():
             batch = see("input", self.prepare(images))
             features = see("backbone", self.backbone(Tensor(batch.pixels), training=False))
-            pyramid = see("fpn", self.fpn(features))
+            pyramid = see("fpn", self.fpn(features, training=False))
             rpn = see("rpn", self.rpn(pyramid))
             anchors = see("anchors", self.anchors(pyramid, batch))
             proposals = propose(rpn, anchors, batch, config.rpn, training=False, extent=config.box_extent)

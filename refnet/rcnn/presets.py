@@ -5,6 +5,7 @@ Each preset takes the number of classes (without background) and returns a :clas
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from refnet.rcnn.config import (
     AnchorConfig,
@@ -30,6 +31,23 @@ def torchvision(num_classes: int = 90) -> ModelConfig:
         anchors=AnchorConfig(stride="floor"),
         box_head=BoxHeadConfig(initialization="torchvision"),
         detections=DetectionConfig(mask_threshold=None),
+    )
+
+
+def torchvision_v2(num_classes: int = 90) -> ModelConfig:
+    """``torchvision.models.detection.maskrcnn_resnet50_fpn_v2``: batch norm everywhere, a deeper RPN and box head.
+
+    Without the mask head it is ``fasterrcnn_resnet50_fpn_v2``. After Li et al. 2021, "Benchmarking detection transfer
+    learning with vision transformers".
+    """
+    config = torchvision(num_classes)
+    return replace(
+        config,
+        backbone=replace(config.backbone, norm="batch"),
+        fpn=replace(config.fpn, norm="batch"),
+        rpn=replace(config.rpn, convolutions=2),
+        box_head=replace(config.box_head, convolutions=4, layers=1, conv_bias=False, norm="batch"),
+        mask_head=replace(config.mask_head, conv_bias=False, norm="batch"),
     )
 
 
@@ -87,7 +105,9 @@ def matterport(num_classes: int = 80) -> ModelConfig:
         ),
         box_pool=_matterport_pool(7),
         mask_pool=_matterport_pool(14),
-        box_head=BoxHeadConfig(kind="conv", delta_clamp=None, initialization="glorot_uniform"),
+        box_head=BoxHeadConfig(
+            kind="conv", norm="frozen_statistics", delta_clamp=None, initialization="glorot_uniform"
+        ),
         mask_head=MaskHeadConfig(norm="frozen_statistics", initialization="glorot_uniform"),
         losses=LossConfig(
             rpn_beta=1.0,
@@ -152,6 +172,7 @@ def shapes(num_classes: int = 3) -> ModelConfig:
 
 PRESETS: dict[str, Callable[..., ModelConfig]] = {
     "torchvision": torchvision,
+    "torchvision_v2": torchvision_v2,
     "matterport": matterport,
     "paper": paper,
     "shapes": shapes,

@@ -10,11 +10,12 @@ from refnet.autograd import Tensor
 from refnet.nn import Conv2d, Module, init
 from refnet.ops import relu, reshape
 from refnet.rcnn.config import RpnConfig
+from refnet.rcnn.layers import conv_stack
 from refnet.rcnn.structures import RpnOutput
 
 
 class RPN(Module):
-    """A 3x3 convolution and two 1x1 convolutions, shared by all levels."""
+    """3x3 convolutions (one, as published) and two 1x1 convolutions, shared by all levels."""
 
     def __init__(
         self,
@@ -28,14 +29,14 @@ class RPN(Module):
         weight_init = init.normal(0.01) if config.initialization == "normal" else init.xavier_uniform()
         self.logits_per_anchor = 1 if config.objectness == "sigmoid" else 2
 
-        def conv(inputs: int, outputs: int, kernel_size: int) -> Conv2d:
-            return Conv2d(
-                inputs, outputs, kernel_size, padding=kernel_size // 2, weight_init=weight_init, rng=rng, dtype=dtype
-            )
+        def predictor(outputs: int) -> Conv2d:
+            return Conv2d(config.channels, outputs, 1, weight_init=weight_init, rng=rng, dtype=dtype)
 
-        self.conv = conv(in_channels, config.channels, 3)
-        self.objectness = conv(config.channels, anchors_per_position * self.logits_per_anchor, 1)
-        self.deltas = conv(config.channels, anchors_per_position * 4, 1)
+        self.convolutions = conv_stack(
+            in_channels, config.channels, config.convolutions, bias=True, weight_init=weight_init, rng=rng, dtype=dtype
+        )
+        self.objectness = predictor(anchors_per_position * self.logits_per_anchor)
+        self.deltas = predictor(anchors_per_position * 4)
 
     def __call__(self, pyramid: Sequence[Float[Tensor, "N _ _ C"]]) -> RpnOutput:
         """Logits and deltas of each level's anchors, ordered as :func:`~refnet.rcnn.anchors.make_anchors` does.
@@ -44,7 +45,9 @@ class RPN(Module):
         """
         logits, deltas = [], []
         for features in pyramid:
-            hidden = relu(self.conv(features))
+            hidden = features
+            for convolution in self.convolutions:
+                hidden = relu(convolution(hidden))
             count = len(features)
             logits.append(reshape(self.objectness(hidden), (count, -1, self.logits_per_anchor)))  # N H·W·A L
             deltas.append(reshape(self.deltas(hidden), (count, -1, 4)))  # N H·W·A 4

@@ -25,7 +25,7 @@ RENAMED = [
     (r"^backbone\.stages\.(\d)\.(\d+)\.shortcut\.norm\.", lambda m: f"backbone.body.layer{int(m[1]) + 1}.{m[2]}.downsample.1."),
     (r"^fpn\.lateral\.(\d)\.", r"backbone.fpn.inner_blocks.\1.0."),
     (r"^fpn\.output\.(\d)\.", r"backbone.fpn.layer_blocks.\1.0."),
-    (r"^rpn\.conv\.", "rpn.head.conv.0.0."),
+    (r"^rpn\.convolutions\.(\d)\.", r"rpn.head.conv.\1.0."),
     (r"^rpn\.objectness\.", "rpn.head.cls_logits."),
     (r"^rpn\.deltas\.", "rpn.head.bbox_pred."),
     (r"^box_head\.hidden\.(\d)\.", lambda m: f"roi_heads.box_head.fc{int(m[1]) + 6}."),

@@ -46,6 +46,7 @@ def shrink(config: ModelConfig) -> ModelConfig:
             "box_pool.canonical_size": 24.0,
             "mask_pool.canonical_size": 24.0,
             "box_head.channels": 12,
+            "box_head.conv_channels": 8,
             "mask_head.convolutions": 1,
             "mask_head.channels": 8,
             "detections.limit": 4,

@@ -10,9 +10,9 @@ from refnet.rcnn.heads import BoxHead, MaskHead
 CLASSES, CHANNELS, POOL = 3, 5, 4
 
 
-def box_head(norm="frozen", dtype=np.float64, **fields) -> BoxHead:
+def box_head(dtype=np.float64, **fields) -> BoxHead:
     config = BoxHeadConfig(**{"channels": 6, **fields})
-    backbone = BackboneConfig(norm=norm, norm_epsilon=0.0)
+    backbone = BackboneConfig(norm_epsilon=0.0)
     return BoxHead(CHANNELS, POOL, CLASSES, config, backbone, rng=np.random.default_rng(0), dtype=dtype)
 
 
@@ -44,7 +44,7 @@ def test_outputs(kind, background, agnostic, boxes):
 
 
 def test_a_convolution_over_the_whole_region_is_a_fully_connected_layer():
-    full, convolutional = box_head(kind="fc"), box_head(kind="conv")
+    full, convolutional = box_head(kind="fc"), box_head(kind="conv", norm="frozen")
     for layer, convolution in zip(full.hidden, convolutional.convolutions, strict=True):
         convolution.weight.data[...] = layer.weight.data.reshape(convolution.weight.shape)
         layer.bias.data[...] = convolution.bias.data[...] = np.linspace(-1, 1, 6)
@@ -63,6 +63,35 @@ def test_a_convolution_over_the_whole_region_is_a_fully_connected_layer():
         plain = np.maximum(plain @ layer.weight.data + layer.bias.data, 0)
     deltas = (plain @ full.deltas.weight.data).reshape(2, CLASSES + 1, 4)
     np.testing.assert_allclose(full(x, training=True).deltas.data, deltas, rtol=0, atol=1e-12)
+
+
+def test_convolutions_before_the_fully_connected_layers():
+    head = box_head(convolutions=2, conv_channels=8, conv_bias=False, norm="batch", layers=1)
+    shapes = {name: array.shape for name, array in head.state().items()}
+    assert shapes["convolutions.0.weight"] == (3, 3, CHANNELS, 8)
+    assert shapes["convolutions.1.weight"] == (3, 3, 8, 8)
+    assert shapes["hidden.0.weight"] == (POOL * POOL * 8, 6)
+    assert not {"convolutions.0.bias", "hidden.1.weight"} & shapes.keys()
+    for convolution in head.convolutions:  # copy the channels that there are; the second norm adds 1
+        convolution.weight.data[...] = 0
+        convolution.weight.data[1, 1] = np.eye(convolution.weight.shape[2], 8)
+    head.norms[1].bias.data[...] = 1
+    x = pooled()
+    copied = np.concatenate([np.maximum(x.data, 0), np.zeros((2, POOL, POOL, 8 - CHANNELS))], axis=3) + 1
+    hidden = np.maximum(copied.reshape(2, -1) @ head.hidden[0].weight.data, 0)
+    np.testing.assert_allclose(
+        head(x, training=False).class_logits.data, hidden @ head.classes.weight.data, rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    "make", [mask_head, lambda **f: box_head(kind="conv", **f), lambda **f: box_head(**f, convolutions=2)]
+)
+def test_convolutions_have_a_bias_or_not(make, bias):
+    head = make(conv_bias=bias, norm="frozen")
+    assert len(head.norms) == 2
+    assert all((convolution.bias is not None) == bias for convolution in head.convolutions)
 
 
 @pytest.mark.parametrize("convolutions", [0, 1, 3])
@@ -92,8 +121,12 @@ class TestRegionsOfWhichThereAreFew:
     @pytest.mark.parametrize("regions", [0, 1])
     @pytest.mark.parametrize("kind", ["fc", "conv"])
     def test_box_head(self, kind, regions):
-        head = box_head(kind=kind, norm="batch")
+        head = box_head(kind=kind, norm="batch" if kind == "conv" else "none")
         self.check(head, regions, lambda x: head(x, training=True).class_logits)
+
+    def test_box_head_with_convolutions(self):
+        head = box_head(convolutions=2, conv_channels=3, layers=1, norm="batch")
+        self.check(head, 0, lambda x: head(x, training=True).class_logits)
 
     def test_mask_head(self):
         head = mask_head(norm="batch")

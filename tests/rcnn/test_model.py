@@ -91,6 +91,7 @@ class TestGradient:
         [
             ("shapes", {"mask_head.norm": "batch"}),
             ("matterport", {"roi_targets.append_ground_truth": True}),
+            ("torchvision_v2", {"backbone.depth": 18}),
             ("torchvision", {"backbone.depth": 18, "box_pool.method": "roi_pool", "box_head.class_agnostic": True}),
         ],
     )
@@ -191,8 +192,18 @@ SWITCHES = {
     "adaptive sampling": {"box_pool.sampling_ratio": 0, "mask_pool.sampling_ratio": 0},
     "levels by rounding": {"box_pool.level_rounding": "round", "mask_pool.level_rounding": "round"},
     "no epsilon": {"box_pool.level_epsilon": 0.0, "mask_pool.level_epsilon": 0.0},
-    "convolutional box head": {"box_head.kind": "conv", "backbone.norm": "frozen_statistics"},
-    "convolutional box head with batch norm": {"box_head.kind": "conv"},
+    "convolutional box head": {"box_head.kind": "conv", "box_head.norm": "frozen_statistics"},
+    "convolutional box head with a frozen norm": {"box_head.kind": "conv", "box_head.norm": "frozen"},
+    "convolutional box head with batch norm": {"box_head.kind": "conv", "box_head.norm": "batch"},
+    "four convolutions and a layer": {
+        "box_head.convolutions": 4, "box_head.layers": 1,
+        "box_head.conv_bias": False, "box_head.norm": "batch",
+    },
+    "batch norm instead of biases": {"mask_head.norm": "batch", "mask_head.conv_bias": False},
+    "batch norm in the pyramid": {"fpn.norm": "batch"},
+    "frozen norm in the pyramid": {"fpn.norm": "frozen"},
+    "frozen statistics in the pyramid": {"fpn.norm": "frozen_statistics"},
+    "a deeper RPN": {"rpn.convolutions": 2},
     "one box for all classes": {"box_head.class_agnostic": True},
     "one mask for all classes": {"mask_head.class_agnostic": True},
     "background last": {"box_head.background": "last"},
@@ -336,7 +347,9 @@ class TestBatches:
 OFTEN_WITHOUT_OBJECTS = {
     "shapes": vary(BASE, {"mask_head.norm": "batch"}),
     "matterport": shrink(matterport()),  # for which there are no regions either
-    "conv": vary(BASE, {"box_head.kind": "conv", "roi_targets.negatives": "ratio"}),  # nor batch statistics
+    "conv": vary(
+        BASE, {"box_head.kind": "conv", "box_head.norm": "batch", "roi_targets.negatives": "ratio"}
+    ),  # nor batch statistics
     "boxes": vary(BASE, {"mask_head.enabled": False}),
     "means": vary(
         BASE,

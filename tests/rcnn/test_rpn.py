@@ -10,11 +10,18 @@ from refnet.rcnn.rpn import RPN
 ANCHORS = 3
 
 
-def transparent(objectness: str) -> RPN:
+def transparent(objectness: str, **fields) -> RPN:
     """The hidden layer copies its one channel; output channel k is (k + 1) times as much, plus k / 8."""
-    rpn = RPN(1, ANCHORS, RpnConfig(channels=1, objectness=objectness), rng=np.random.default_rng(0), dtype=np.float64)
-    rpn.conv.weight.data[...] = 0
-    rpn.conv.weight.data[1, 1] = 1
+    rpn = RPN(
+        1,
+        ANCHORS,
+        RpnConfig(channels=1, objectness=objectness, **fields),
+        rng=np.random.default_rng(0),
+        dtype=np.float64,
+    )
+    for convolution in rpn.convolutions:
+        convolution.weight.data[...] = 0
+        convolution.weight.data[1, 1] = 1
     for layer in (rpn.objectness, rpn.deltas):
         channels = np.arange(layer.weight.shape[3])
         layer.weight.data[0, 0, 0], layer.bias.data[...] = channels + 1, channels / 8
@@ -44,14 +51,25 @@ def test_the_hidden_layer_is_rectified():
     np.testing.assert_array_equal(output.objectness_logits[0].data[0, :, 0], [0, 1 / 8, 2 / 8])
 
 
+def test_several_hidden_layers_are_rectified_each():
+    rpn = transparent("sigmoid", convolutions=2)
+    assert len(rpn.convolutions) == 2
+    first, second = rpn.convolutions
+    first.bias.data[...], second.bias.data[...] = -2, 3
+    features = np.asarray([1.0, 7.0]).reshape(1, 1, 2, 1)
+    logits = rpn([Tensor(features)]).objectness_logits[0].data[0, :, 0].reshape(2, ANCHORS)
+    np.testing.assert_array_equal(logits[:, 0], [3, 8])  # relu(relu(x - 2) + 3)
+
+
 def test_initialization():
     normal = RPN(64, ANCHORS, RpnConfig(channels=64), rng=np.random.default_rng(0))
     glorot = RPN(64, ANCHORS, RpnConfig(channels=64, initialization="glorot_uniform"), rng=np.random.default_rng(0))
-    for name in ("conv", "objectness", "deltas"):
-        weight = getattr(normal, name).weight.data
+    layers = [(rpn.convolutions[0], rpn.objectness, rpn.deltas) for rpn in (normal, glorot)]
+    for own, other in zip(*layers, strict=True):
+        weight = own.weight.data
         # the deviation of n normal numbers is known to 1 / sqrt(2 n)
         assert abs(weight.std() / 0.01 - 1) < 5 / np.sqrt(2 * weight.size)
         kh, kw, inputs, outputs = weight.shape
         bound = np.sqrt(6 / (kh * kw * (inputs + outputs)))
-        assert 0.95 * bound < np.abs(getattr(glorot, name).weight.data).max() <= bound * (1 + 1e-6)
-        assert not getattr(normal, name).bias.data.any()
+        assert 0.95 * bound < np.abs(other.weight.data).max() <= bound * (1 + 1e-6)
+        assert not own.bias.data.any()

@@ -110,7 +110,7 @@ def check_features(golden, model, batch, training):
     body = model.backbone(Tensor(batch.pixels), training=training)
     for index, features in enumerate(body):
         golden.check(f"body.{index}", nchw(features.data))
-    pyramid = model.fpn(body)
+    pyramid = model.fpn(body, training=training)
     for name, features in zip(["0", "1", "2", "3", "pool"], pyramid, strict=True):
         golden.check(f"fpn.{name}", nchw(features.data))
     rpn = model.rpn(pyramid)
