@@ -15,6 +15,7 @@ from refnet.arrays import Array
 from refnet.data.dataset import Sample, checked_index
 from refnet.data.streams import stream
 from refnet.errors import ConfigError
+from refnet.rcnn.masks import tight_box
 from refnet.rcnn.structures import GroundTruth
 
 Silhouette: TypeAlias = Callable[[Array, Array], Array]
@@ -206,15 +207,6 @@ def _random_shape(config: ShapesConfig, ground: Array, rng: np.random.Generator)
     window = SILHOUETTES[config.classes[kind]](x, y)
     left, top, right, bottom = tight_box(window)
     return _Shape(kind, color, (x1 + left, y1 + top, x1 + right, y1 + bottom), window[top:bottom, left:right])
-
-
-def tight_box(mask: Array) -> Box:
-    """The smallest (x1, y1, x2, y2) around the set pixels of a mask (H, W), of which there must be one.
-
-    Pixel i covers [i, i + 1), so x2 is the last column plus 1.
-    """
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _iou(a: Box, b: Box) -> float:

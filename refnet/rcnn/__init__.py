@@ -23,7 +23,8 @@
                          scores, masks
 
     config.py      every convention as a field      presets.py   torchvision(), torchvision_v2(), matterport(), paper(), shapes()
-    structures.py  the records between stages       boxes.py     geometry      layers.py   initialisers, norms, layer names
+    structures.py  the records between stages       layers.py    initialisers, norms, layer names
+    boxes.py       geometry of boxes                masks.py     geometry of masks
 
 Glossary of letters:
 

@@ -10,6 +10,7 @@ from refnet.autograd import Tensor, no_grad
 from refnet.ops import batched_nms, resize_bilinear, sigmoid, softmax
 from refnet.rcnn.boxes import Extent, clip_widened, decode, is_at_least, narrow, widen
 from refnet.rcnn.config import BoxHeadConfig, DetectionConfig, MaskHeadConfig
+from refnet.rcnn.masks import resize_bounded
 from refnet.rcnn.structures import BoxOutput, Detections, ImageBatch, class_channel
 
 
@@ -88,13 +89,14 @@ def paste_masks(
     Choice: "soft" widens mask and box by one cell on every side, truncates the box to whole pixels and counts both
     ends as inside (torchvision); "hard" rounds the box to whole pixels, half to even (Matterport). Either resamples
     bilinearly with half-pixel centres; "hard" takes everything outside the mask for 0, but lets no value leave the
-    range of the mask's own.
+    range of the mask's own (:func:`~refnet.rcnn.masks.resize_bounded`).
     """
     height, width = size
     threshold = config.mask_threshold
     pasted = np.zeros((len(masks), height, width), masks.dtype if threshold is None else bool)
     cells = masks.shape[1]
-    masks = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
+    if config.paste == "soft":
+        masks = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
     for index, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
         if config.paste == "soft":
             center, half = (box[:2] + box[2:]) * 0.5, (box[2:] - box[:2]) * 0.5 * ((cells + 2) / cells)
@@ -104,7 +106,7 @@ def paste_masks(
             x1, y1, x2, y2 = (int(v) for v in np.round(box))
             if x2 <= x1 or y2 <= y1:
                 continue
-            values = _resize_inner(mask, y2 - y1, x2 - x1)
+            values = resize_bounded(mask, (y2 - y1, x2 - x1))
         top, left = max(y1, 0), max(x1, 0)
         part = values[top - y1 : max(height - y1, 0), left - x1 : max(width - x1, 0)]  # none of a box outside
         target = pasted[index, top : top + part.shape[0], left : left + part.shape[1]]
@@ -115,20 +117,3 @@ def paste_masks(
 def _resize(mask: Float[Array, "S S"], height: int, width: int) -> Float[Array, "h w"]:
     with no_grad():
         return resize_bilinear(Tensor(mask[None, :, :, None]), (height, width)).data[0, :, :, 0]
-
-
-def _resize_inner(mask: Float[Array, "S S"], height: int, width: int) -> Float[Array, "h w"]:
-    """Resize the inside of a mask that has one ring of zeros, so that values near the edge blend with 0.
-
-    scikit-image, which Matterport resizes with, then clips to the range of the mask itself: a mask that is 1
-    throughout stays so up to its edge.
-    """
-    cells, inner = mask.shape[0] - 2, mask[1:-1, 1:-1]
-
-    def hat(extent: int) -> Array:
-        centers = (np.arange(extent) + 0.5) * (cells / extent) + 0.5  # in the ringed mask
-        weights: Array = np.maximum(1 - np.abs(centers[:, None] - np.arange(cells + 2)), 0)
-        return weights.astype(mask.dtype)
-
-    values: Array = (hat(height) @ mask @ hat(width).T).clip(inner.min(), inner.max())
-    return values

@@ -27,6 +27,7 @@ class GroundTruth:
         classes: (G,), 1 to the number of classes; 0 is the background.
         masks: (G, H, W), whether a pixel belongs to the object; None when only boxes are known.
         crowd: (G,), whether the entry stands for a group of objects (COCO's ``iscrowd``).
+        active_classes: (K + 1,), which classes, the background first, the image's data set knows at all; None: all.
 
     Raises:
         DataError: extents don't agree, a class is below 1, or a box has no area (its logarithm would be NaN).
@@ -36,6 +37,7 @@ class GroundTruth:
     classes: Int[Array, " G"]
     masks: Bool[Array, "G H W"] | None
     crowd: Bool[Array, " G"]
+    active_classes: Bool[Array, " _"] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
@@ -62,6 +64,7 @@ class GroundTruth:
             classes=self.classes[which],
             masks=None if self.masks is None else self.masks[which],
             crowd=self.crowd[which],
+            active_classes=self.active_classes,
         )
 
     @staticmethod

@@ -4,6 +4,7 @@ Resizing, normalisation and padding of the images, and the same motion for the g
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ def prepare_truth(truth: Sequence[GroundTruth], images: ImageBatch) -> list[Grou
             masks = whole
         offset = np.concatenate([window[:2], window[:2]])
         boxes = entry.boxes.astype(scale.dtype) * np.concatenate([scale, scale]) + offset
-        moved.append(GroundTruth(boxes=boxes, classes=entry.classes, masks=masks, crowd=entry.crowd))
+        moved.append(replace(entry, boxes=boxes, masks=masks))
     return moved
 
 

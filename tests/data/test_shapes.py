@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from refnet.data import SILHOUETTES, Shapes, ShapesConfig, stream
-from refnet.data.shapes import draw_shapes, tight_box
+from refnet.data.shapes import draw_shapes
 from refnet.errors import ArgumentError, ConfigError
+from refnet.rcnn.masks import tight_box
 
 EVERY_KIND = tuple(SILHOUETTES)
 

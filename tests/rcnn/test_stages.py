@@ -8,7 +8,7 @@ import pytest
 import refnet.rcnn
 
 FOLDER = Path(refnet.rcnn.__file__).parent
-SHARED = {"config", "structures", "boxes", "layers"}  # what every stage may use
+SHARED = {"config", "structures", "boxes", "masks", "layers"}  # what every stage may use
 JOINING = {"model", "__init__", "presets"}
 STAGES = sorted({path.stem for path in FOLDER.glob("*.py")} - SHARED - JOINING)
 
