@@ -43,3 +43,7 @@ class DataError(RefnetError, ValueError):
 
 class CheckpointError(RefnetError, RuntimeError):
     """A checkpoint is missing, damaged or belongs to another model."""
+
+
+class WeightsError(RefnetError, ValueError):
+    """A file of weights is missing, damaged, of an unknown format, or holds what no file of weights should hold."""

@@ -12,7 +12,6 @@ Nothing in it depends on when or where it was written: equal runs write equal fi
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 
 from refnet.arrays import Array, to_host
 from refnet.errors import CheckpointError
+from refnet.whole_file import whole_file
 
 FORMAT = "refnet checkpoint"
 VERSION = 1
@@ -56,8 +56,8 @@ class Checkpoint:
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     """Write `checkpoint` into `directory` and delete all but the newest two.
 
-    The file is written under another name, flushed to the disk, and renamed in one step, so that at every moment,
-    also if the process is killed or the machine loses power, the directory holds the last complete checkpoint.
+    At every moment, also if the process is killed or the machine loses power, the directory holds the last complete
+    checkpoint.
 
     Returns:
         The file, ``step-00000100.npz`` after 100 steps.
@@ -66,31 +66,15 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         CheckpointError: the disk is full, or the directory can't be written.
     """
     path = directory / f"step-{checkpoint.step:08d}.npz"
-    partial = path.with_suffix(".partial")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with whole_file(path) as file:
             _write(file, checkpoint)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_directory(directory)
         for old in [*checkpoints(directory)[:-KEEP], *directory.glob("*.partial")]:
             old.unlink()
     except OSError as error:
         raise CheckpointError(f"checkpoint {path}: can't be written: {error}") from error
     return path
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename in `directory` durable. Windows can't open a directory, and needs no such call."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write(file: Any, checkpoint: Checkpoint) -> None:

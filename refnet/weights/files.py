@@ -1,0 +1,47 @@
+"""Files of weights of any known format, told apart by what they hold and never by what they are called."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from refnet.arrays import Array
+from refnet.errors import WeightsError
+from refnet.weights import archive, npz_file, safetensors_file
+from refnet.weights.declared import opened
+
+_HEAD = 64  # bytes that tell formats apart
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """The tensors of a file, with the names and memory layouts of the framework that wrote it.
+
+    Known are safetensors and NumPy's ``.npz``. Nothing in the file is run, and no more than twice its size and some
+    64 MiB are allocated, whatever it says.
+
+    Raises:
+        WeightsError: the file is missing, of another format, damaged, or not what its format allows.
+    """
+    file = Path(path)
+    with opened(file) as opening:
+        head = opening.read(_HEAD)
+    if archive.is_zip(head):
+        return npz_file.read(file)
+    if safetensors_file.is_safetensors(head):
+        return safetensors_file.read(file)
+    raise WeightsError(f"weights {file}: expected a file of safetensors or .npz, got one that begins with {head[:8]!r}")
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Array]) -> None:
+    """Write tensors in the format that the file's suffix names: ``.safetensors`` or ``.npz``.
+
+    The file appears whole or not at all, and equal tensors make equal bytes.
+
+    Raises:
+        WeightsError: the suffix names no format, or the format can't hold one of the tensors.
+        OSError: the file can't be written.
+    """
+    file = Path(path)
+    writers = {".safetensors": safetensors_file.write, ".npz": npz_file.write}
+    if file.suffix not in writers:
+        raise WeightsError(f"weights {file}: expected a suffix of {', '.join(writers)}, got {file.suffix!r}")
+    writers[file.suffix](file, tensors)
