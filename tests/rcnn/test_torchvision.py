@@ -6,7 +6,6 @@ losses and gradients are deterministic.
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,39 +20,8 @@ from refnet.rcnn.proposals import propose
 from refnet.rcnn.roi_pool import pool_rois
 from refnet.rcnn.targets import assign_anchors, sample_rois
 from refnet.rcnn.transform import prepare_truth, restore_boxes
-from tests.golden.torchvision_rule import fill, image, to_torch, torchvision_name
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-class Golden:
-    """A file of vectors: compares a whole array with what the file keeps of it."""
-
-    def __init__(self, name: str) -> None:
-        self.file = np.load(GOLDEN / name)
-
-    def check(self, name: str, actual: np.ndarray) -> None:
-        """`actual` in torchvision's layout; 1e-9 where the file holds float64, 1e-6 where float32, of the maximum."""
-        stored = self.file[name]
-        if f"{name}.shape" in self.file:
-            assert actual.shape == tuple(self.file[f"{name}.shape"]), name
-            np.testing.assert_allclose(actual.sum(), self.file[f"{name}.sum"], atol=1e-9 * self.file[f"{name}.abs_sum"])
-            np.testing.assert_allclose(np.abs(actual).sum(), self.file[f"{name}.abs_sum"], rtol=1e-9)
-        if f"{name}.channel_stride" in self.file:
-            step = int(self.file[f"{name}.channel_stride"])
-            actual = actual[:, ::step] if actual.ndim == 4 else actual[::step]
-        if f"{name}.spatial_stride" in self.file:
-            step = int(self.file[f"{name}.spatial_stride"])
-            actual = actual[..., ::step, ::step]
-        assert actual.shape == stored.shape, (name, actual.shape, stored.shape)
-        tolerance = 1e-9 if stored.dtype == np.float64 else 1e-6
-        np.testing.assert_allclose(
-            actual, stored, rtol=0, atol=tolerance * max(np.abs(stored).max(), 1e-3), err_msg=name
-        )
-
-
-def nchw(array: np.ndarray) -> np.ndarray:
-    return array.transpose(0, 3, 1, 2)
+from tests.golden.torchvision_rule import fill, image, torchvision_name
+from tests.rcnn.golden import Golden, nchw
 
 
 def configure(golden: Golden) -> ModelConfig:
@@ -211,11 +179,4 @@ def test_training(images):
     np.testing.assert_allclose(losses.total.item() - losses.rpn_class.item(), rest, rtol=1e-9)
 
     losses.total.backward()
-    parameters = model.parameters()
-    stored = {key.removeprefix("grad.") for key in golden.file.files if key.startswith("grad.")}
-    assert {torchvision_name(name) for name in parameters} == stored
-    for name, parameter in parameters.items():
-        grad = to_torch(name, parameter.grad).ravel()
-        wanted = golden.file[f"grad.{torchvision_name(name)}"]
-        summary = [grad.sum(), np.abs(grad).sum(), np.linalg.norm(grad), *grad[:: max(1, grad.size // 8)][:8]]
-        np.testing.assert_allclose(summary, wanted, rtol=1e-8, atol=1e-8 * wanted[1], err_msg=name)
+    golden.check_gradients(model, torchvision_name)

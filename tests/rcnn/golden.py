@@ -1,0 +1,61 @@
+"""Files of golden vectors that torchvision computed in float64, and comparison with what they keep of an array."""
+
+from pathlib import Path
+
+import numpy as np
+
+from refnet.nn import Module
+from tests.golden.torchvision_rule import Naming, to_torch
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+class Golden:
+    """A file of vectors: compares a whole array with what the file keeps of it."""
+
+    def __init__(self, name: str) -> None:
+        self.file = np.load(GOLDEN / name)
+        self.largest = {"float64": (0.0, ""), "float32": (0.0, "")}  # deviations so far, by what the file holds
+
+    def check(self, name: str, actual: np.ndarray) -> None:
+        """`actual` in torchvision's layout; 1e-9 where the file holds float64, 1e-6 where float32, of the maximum."""
+        stored = self.file[name]
+        if f"{name}.shape" in self.file:
+            assert actual.shape == tuple(self.file[f"{name}.shape"]), name
+            np.testing.assert_allclose(actual.sum(), self.file[f"{name}.sum"], atol=1e-9 * self.file[f"{name}.abs_sum"])
+            np.testing.assert_allclose(np.abs(actual).sum(), self.file[f"{name}.abs_sum"], rtol=1e-9)
+        if f"{name}.channel_stride" in self.file:
+            step = int(self.file[f"{name}.channel_stride"])
+            actual = actual[:, ::step] if actual.ndim == 4 else actual[::step]
+        if f"{name}.spatial_stride" in self.file:
+            step = int(self.file[f"{name}.spatial_stride"])
+            actual = actual[..., ::step, ::step]
+        assert actual.shape == stored.shape, (name, actual.shape, stored.shape)
+        scale = max(np.abs(stored).max(), 1e-3)
+        deviation = float(np.abs(actual - stored).max() / scale)
+        kind = "float64" if stored.dtype == np.float64 else "float32"
+        self.largest[kind] = max(self.largest[kind], (deviation, name))
+        assert deviation <= {"float64": 1e-9, "float32": 1e-6}[kind], (name, deviation)
+
+    def check_summary(self, name: str, actual: np.ndarray) -> float:
+        """A parameter's array in torchvision's layout, of which the file keeps sums and a few entries; the deviation.
+
+        1e-8 of each number, and of the sum of absolute values, which bounds how far rounding goes.
+        """
+        flat, stored = actual.ravel(), self.file[name]
+        sums = flat.sum(), np.abs(flat).sum(), np.linalg.norm(flat)
+        summary = np.array([*sums, *flat[:: max(1, flat.size // 8)][:8]])
+        deviation = float((np.abs(summary - stored) / (np.abs(stored) + stored[1])).max())
+        assert deviation <= 1e-8, (name, deviation)
+        return deviation
+
+    def check_gradients(self, model: Module, naming: Naming, prefix: str = "grad.") -> float:
+        """The gradient of every parameter, by torchvision's names behind `prefix`; the largest deviation."""
+        parameters = model.parameters()
+        stored = {key.removeprefix(prefix) for key in self.file.files if key.startswith(prefix)}
+        assert {naming(name) for name in parameters} == stored
+        return max(self.check_summary(prefix + naming(n), to_torch(n, p.grad)) for n, p in parameters.items())
+
+
+def nchw(array: np.ndarray) -> np.ndarray:
+    return array.transpose(0, 3, 1, 2)
