@@ -60,6 +60,13 @@ def is_zip(head: bytes) -> bool:
     return head[:4] in (b"PK\x03\x04", b"PK\x05\x06")
 
 
+def first_name(head: bytes) -> str:
+    """The name of an archive's first member, as far as `head`, the beginning of the file, holds it."""
+    if len(head) < _LOCAL.size or not head.startswith(b"PK\x03\x04"):
+        return ""
+    return head[_LOCAL.size : _LOCAL.size + _LOCAL.unpack_from(head)[9]].decode("latin1")
+
+
 def members(file: BinaryIO) -> dict[str, Member]:
     """The members of the archive by name, in the order of its directory.
 
@@ -116,10 +123,9 @@ def _directory(file: BinaryIO, length: int) -> tuple[int, int, bytes]:
     if at + _END.size + comment != len(tail):
         raise WeightsError("expected nothing behind the archive's directory")
     end = length - tail_size + at
-    if count == 0xFFFF or 0xFFFFFFFF in (size, start):
-        locator = at - _LOCATOR.size
-        if locator >= 0 and tail[locator : locator + 4] == b"PK\x06\x07":
-            count, size, start, end = _directory_64(file, _LOCATOR.unpack_from(tail, locator)[2], end - _LOCATOR.size)
+    locator = at - _LOCATOR.size
+    if locator >= 0 and tail[locator : locator + 4] == b"PK\x06\x07":  # torch writes one into every archive
+        count, size, start, end = _directory_64(file, _LOCATOR.unpack_from(tail, locator)[2], end - _LOCATOR.size)
     if count > _MAX_MEMBERS or size < count * _CENTRAL.size or start + size != end:
         raise WeightsError(
             f"expected a directory of at most {_MAX_MEMBERS} members right before the archive's end at byte {end}, "
@@ -173,13 +179,13 @@ def _behind_local_header(file: BinaryIO, offset: int, name: bytes, method: int) 
     raise WeightsError(f"the archive's directory and the header of member {name[:80]!r} disagree")
 
 
-def read(file: BinaryIO, member: Member) -> UInt8[Array, " B"]:
-    """The member's bytes, unpacked, in new memory of exactly their number.
+def read(file: BinaryIO, member: Member, out: UInt8[Array, " B"] | None = None) -> UInt8[Array, " B"]:
+    """The member's bytes, unpacked, in `out` or in new memory of exactly their number.
 
     Raises:
         WeightsError: the member has more or fewer bytes than the directory says, or another checksum.
     """
-    out = np.empty(member.size, np.uint8)
+    out = np.empty(member.size, np.uint8) if out is None else out
     file.seek(member.start)
     if member.deflated:
         _inflate(file, member, out)

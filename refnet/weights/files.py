@@ -6,16 +6,17 @@ from pathlib import Path
 
 from refnet.arrays import Array
 from refnet.errors import WeightsError
-from refnet.weights import archive, npz_file, safetensors_file
+from refnet.weights import archive, npz_file, pickle_file, safetensors_file, torch_file
 from refnet.weights.declared import opened
 
-_HEAD = 64  # bytes that tell formats apart
+_HEAD = 2048  # bytes that tell formats apart: the name of an archive's first member is among them
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Array]:
     """The tensors of a file, with the names and memory layouts of the framework that wrote it.
 
-    Known are safetensors and NumPy's ``.npz``. Nothing in the file is run, and no more than twice its size and some
+    Known are PyTorch's ``.pth`` (the archive and the stream before it), Detectron's ``.pkl``, safetensors and NumPy's
+    ``.npz``. Nothing in the file is run, and no more than twice its size and some
     64 MiB are allocated, whatever it says.
 
     Raises:
@@ -24,11 +25,17 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Array]:
     file = Path(path)
     with opened(file) as opening:
         head = opening.read(_HEAD)
+    if torch_file.is_torch_file(head):
+        return torch_file.read(file)
+    if pickle_file.is_pickle(head):
+        return pickle_file.read(file)
     if archive.is_zip(head):
         return npz_file.read(file)
     if safetensors_file.is_safetensors(head):
         return safetensors_file.read(file)
-    raise WeightsError(f"weights {file}: expected a file of safetensors or .npz, got one that begins with {head[:8]!r}")
+    raise WeightsError(
+        f"weights {file}: expected .pth, .pkl, .safetensors or .npz, got one that begins with {head[:8]!r}"
+    )
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Array]) -> None:
