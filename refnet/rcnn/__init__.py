@@ -5,6 +5,7 @@
     images ─ transform.py ─→ (N, H, W, C), resized, normalised, padded to one size
        │
     resnet.py      C2 C3 C4 C5, strides 4 8 16 32           He et al. 2016, table 1
+    or vgg.py                                               Simonyan and Zisserman 2015, table 1
        │
     fpn.py         P2 P3 P4 P5 P6, all of one width         Lin et al. 2017, section 3
        │ ├──────────────────────────────┐

@@ -86,12 +86,20 @@ class InputConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneConfig:
-    """A residual network (He et al. 2016, table 1)."""
+    """A residual network (He et al. 2016, table 1) or VGG (Simonyan and Zisserman 2015, table 1).
 
-    depth: Literal[18, 34, 50, 101, 152] = 50
-    """Layers; from 50 on, blocks are bottlenecks. T 50, M 101."""
+    VGG has no norm, no bottlenecks and one padding, so conv_bias, stride_in, padding and zero_init_residual say
+    nothing about it, and the fields of the norm only what norms the pyramid and the heads have.
+    """
+
+    family: Literal["resnet", "vgg"] = "resnet"
+    """resnet (T, M, D), vgg (PF, C, Fast and Faster R-CNN as published)."""
+    depth: Literal[11, 13, 16, 18, 19, 34, 50, 101, 152] = 50
+    """Layers of the classifier: 18, 34, 50, 101, 152 for resnet, whose blocks are bottlenecks from 50 on (T 50, M 101);
+    11, 13, 16, 19 for vgg (PF 16)."""
     width: int = 64
-    """Channels of the stem; stages have 1, 2, 4, 8 times as many (4 times that behind a bottleneck)."""
+    """Channels of the stem; stages have 1, 2, 4, 8 times as many (4 times that behind a bottleneck). For vgg, of the
+    first of five stages, which have 1, 2, 4, 8, 8 times as many."""
     conv_bias: bool = False
     """Convolutions before a batch norm have a bias: False (T, D), True (M)."""
     stride_in: Literal["1x1", "3x3"] = "3x3"
@@ -113,6 +121,8 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         check_choices("backbone.", self)
+        depths = (11, 13, 16, 19) if self.family == "vgg" else (18, 34, 50, 101, 152)
+        check(self.depth in depths, f"backbone.depth must be one of {depths} for {self.family}, got {self.depth}")
         _check_positive("backbone.width", self.width)
         check(self.norm_epsilon >= 0, f"backbone.norm_epsilon must not be negative, got {self.norm_epsilon}")
         _check_fraction("backbone.norm_momentum", self.norm_momentum)

@@ -66,12 +66,22 @@ def convolve_regions(
 
 
 _HEADS = r"(fpn|rpn|box_head|mask_head)\..*"
+
+
+def _from_conv(first: int) -> str:
+    """A residual network's conv2_x is its first stage, whose blocks have a branch; VGG's conv1 is its first."""
+    resnet = rf"[{first - 2}-3]\.\d+\.(branch|shortcut)\..*"
+    vgg = rf"[{first - 1}-4]\.\d+\.(weight|bias)"
+    return rf"backbone\.stages\.({resnet}|{vgg})|{_HEADS}"
+
+
 LAYERS = {
     "heads": _HEADS,
-    "5+": rf"backbone\.stages\.3\..*|{_HEADS}",
-    "4+": rf"backbone\.stages\.[23]\..*|{_HEADS}",
-    "3+": rf"backbone\.stages\.[123]\..*|{_HEADS}",
+    "5+": _from_conv(5),
+    "4+": _from_conv(4),
+    "3+": _from_conv(3),
     "all": r".*",
 }
 """Patterns of whole parameter names (:func:`refnet.nn.set_trainable`) for fine-tuning a part of the network: everything
-behind the backbone, and with it the backbone's stages from C5, C4 or C3 on (Matterport's ``model.train(layers=)``)."""
+behind the backbone, and with it the backbone's layers from conv5, conv4 or conv3 on, as the table of either paper
+counts them (Matterport's ``model.train(layers=)``; Fast R-CNN trains VGG from conv3 on)."""

@@ -25,6 +25,9 @@ from refnet.rcnn.structures import Detections, GroundTruth, ImageBatch
 from refnet.rcnn.targets import assign_anchors, sample_rois
 from refnet.rcnn.trace import NO_TRACE, Trace
 from refnet.rcnn.transform import prepare_images, prepare_truth, restore_boxes
+from refnet.rcnn.vgg import VGG
+
+BACKBONES: dict[str, type[ResNet] | type[VGG]] = {"resnet": ResNet, "vgg": VGG}
 
 
 class MaskRCNN(Module):
@@ -40,7 +43,7 @@ class MaskRCNN(Module):
         self.config = config
         self.dtype = np.dtype(dtype)
         width, classes = config.fpn.channels, config.num_classes
-        self.backbone = ResNet(config.input.channels, config.backbone, rng=rng, dtype=dtype)
+        self.backbone = BACKBONES[config.backbone.family](config.input.channels, config.backbone, rng=rng, dtype=dtype)
         self.fpn = FPN(self.backbone.out_channels, config.fpn, config.backbone, rng=rng, dtype=dtype)
         self.rpn = RPN(width, config.anchors.per_position, config.rpn, rng=rng, dtype=dtype)
         self.box_head = BoxHead(

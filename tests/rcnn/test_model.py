@@ -149,6 +149,7 @@ SWITCHES = {
     "ResNet-50": {"backbone.depth": 50},
     "ResNet-101": {"backbone.depth": 101},
     "ResNet-152": {"backbone.depth": 152},
+    **{f"VGG-{depth}": {"backbone.family": "vgg", "backbone.depth": depth} for depth in (11, 13, 16, 19)},
     "strides in 1x1": {"backbone.depth": 50, "backbone.stride_in": "1x1"},
     "biases": {"backbone.conv_bias": True},
     "asymmetric padding": {"backbone.padding": "same"},

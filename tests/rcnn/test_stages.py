@@ -30,7 +30,9 @@ def imported(name: str) -> set[str]:
 
 
 def test_the_stages_are_known():
-    assert {"anchors", "fpn", "heads", "losses", "proposals", "resnet", "roi_pool", "rpn", "targets"} <= set(STAGES)
+    assert {"anchors", "fpn", "heads", "losses", "proposals", "resnet", "roi_pool", "rpn", "targets", "vgg"} <= set(
+        STAGES
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)
