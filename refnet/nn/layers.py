@@ -4,6 +4,8 @@ Channels last. The weight of a layer is called ``weight``, its bias or shift ``b
 ``running_mean`` and ``running_variance``. What a layer computes is said in :mod:`refnet.ops`.
 """
 
+from typing import Literal
+
 import numpy as np
 from jaxtyping import Float
 
@@ -147,11 +149,12 @@ class BatchNorm2d(Module):
     Args:
         epsilon: added to the variance.
         momentum: m.
-        unbiased: average the unbiased variance, M / (M - 1) times the one that normalises, for M values a channel.
+        variance: what the running variance averages, as a multiple of the variance that normalises, for M values a
+            channel: "unbiased" M / (M - 1), "biased" 1, "keras" M / (M - 1 - epsilon).
 
     Choice: `momentum` is the weight of the new value, as in PyTorch; the momentum of Keras and TensorFlow is that of
     the old one, 1 - m (their .99 is .01 here). The running variance is the unbiased one in PyTorch and in TensorFlow's
-    fused kernel, the biased one in Keras otherwise.
+    fused kernel, the biased one in Keras otherwise, and up to 2.2 Keras corrects it with an epsilon too many.
 
     Raises:
         ArgumentError: `momentum` isn't between 0 and 1, `epsilon` is negative, or there are no channels.
@@ -163,13 +166,13 @@ class BatchNorm2d(Module):
         *,
         epsilon: float = 1e-5,
         momentum: float = 0.1,
-        unbiased: bool = True,
+        variance: Literal["unbiased", "biased", "keras"] = "unbiased",
         dtype: DType = np.float32,
     ) -> None:
         _check_norm("BatchNorm2d", channels, epsilon)
         if not 0 <= momentum <= 1:
             raise ArgumentError(f"BatchNorm2d: momentum must be between 0 and 1, got {momentum}")
-        self.epsilon, self.momentum, self.unbiased = epsilon, momentum, unbiased
+        self.epsilon, self.momentum, self.variance = epsilon, momentum, variance
         self.weight, self.bias = Parameter(np.ones(channels, dtype)), Parameter(np.zeros(channels, dtype))
         self.running_mean, self.running_variance = np.zeros(channels, dtype), np.ones(channels, dtype)
 
@@ -185,11 +188,11 @@ class BatchNorm2d(Module):
                 x, self.weight, self.bias, self.running_mean, self.running_variance, epsilon=self.epsilon
             )
         count = x.size // max(x.shape[-1], 1)
-        if self.unbiased and count == 1:
+        if self.variance != "biased" and count == 1:
             raise ShapeError(f"BatchNorm2d: a single value has no unbiased variance, got x of shape {x.shape}")
         y, mean, variance = batch_norm(x, self.weight, self.bias, epsilon=self.epsilon)
-        if self.unbiased:
-            variance = variance * (count / (count - 1))
+        if self.variance != "biased":
+            variance = variance * (count / (count - 1 - (self.epsilon if self.variance == "keras" else 0)))
         for running, statistic in ((self.running_mean, mean), (self.running_variance, variance)):
             running *= 1 - self.momentum
             running += self.momentum * statistic

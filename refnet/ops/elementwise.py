@@ -1,7 +1,7 @@
 """Functions of one element, or of a pair of elements: exp, log, sqrt, power, absolute, maximum, minimum, clip."""
 
 from refnet.arrays import Array, namespace
-from refnet.autograd import Function, Gradients, Result, Tensor
+from refnet.autograd import Function, Gradients, Operand, Result, Tensor
 from refnet.errors import ArgumentError
 
 
@@ -120,7 +120,7 @@ def absolute(x: Tensor) -> Tensor:
     return Absolute()(x)
 
 
-def maximum(a: Tensor, b: Tensor | float) -> Tensor:
+def maximum(a: Tensor, b: Operand) -> Tensor:
     """The larger of each pair of elements; shapes broadcast.
 
     Choice: where the two are equal each receives half of the gradient, as in PyTorch and JAX, so that the
@@ -129,7 +129,7 @@ def maximum(a: Tensor, b: Tensor | float) -> Tensor:
     return Maximum()(a, b)
 
 
-def minimum(a: Tensor, b: Tensor | float) -> Tensor:
+def minimum(a: Tensor, b: Operand) -> Tensor:
     """The smaller of each pair of elements; shapes broadcast.
 
     Choice: where the two are equal each receives half of the gradient; see :func:`maximum`.

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float, Real
 
 from refnet.arrays import Array
+from refnet.autograd import Tensor, no_grad
+from refnet.ops import concatenate, exp, log, maximum, minimum
 
 Extent: TypeAlias = Literal["continuous", "inclusive", "normalized"]
 _ADDED = {"continuous": 0, "inclusive": 1, "normalized": -1}  # to the width and height of a box
@@ -56,11 +58,18 @@ def encode(boxes: Float[Array, "B 4"], anchors: Float[Array, "B 4"], std: tuple[
 
     with x, y the centre, w, h the size of the box, and subscript a for the anchor.
     """
+    with no_grad():
+        return encode_tensor(Tensor(boxes), Tensor(anchors), std).data
+
+
+def encode_tensor(
+    boxes: Float[Tensor, "B 4"], anchors: Float[Tensor, "B 4"], std: tuple[float, ...]
+) -> Float[Tensor, "B 4"]:
+    """:func:`encode` with gradients."""
     center, size = _center_and_size(boxes)
     anchor_center, anchor_size = _center_and_size(anchors)
-    deltas = np.concatenate([(center - anchor_center) / anchor_size, np.log(size / anchor_size)], axis=1)
-    scaled: Array = deltas / np.asarray(std, deltas.dtype)
-    return scaled
+    deltas = concatenate([(center - anchor_center) / anchor_size, log(size / anchor_size)], axis=1)
+    return deltas / np.asarray(std, deltas.dtype)
 
 
 def decode(
@@ -70,25 +79,37 @@ def decode(
 
     With `clamp`, dw and dh are limited to it before the exponential, so that no box is infinite.
     """
+    with no_grad():
+        return decode_tensor(Tensor(deltas), Tensor(anchors), std, clamp).data
+
+
+def decode_tensor(
+    deltas: Float[Tensor, "B 4"], anchors: Float[Tensor, "B 4"], std: tuple[float, ...], clamp: float | None
+) -> Float[Tensor, "B 4"]:
+    """:func:`decode` with gradients."""
     deltas = deltas * np.asarray(std, deltas.dtype)
     center, size = _center_and_size(anchors)
-    log_size = deltas[:, 2:] if clamp is None else np.minimum(deltas[:, 2:], clamp)
+    log_size = deltas[:, 2:] if clamp is None else minimum(deltas[:, 2:], clamp)
     new_center = deltas[:, :2] * size + center
-    half = 0.5 * (np.exp(log_size) * size)
-    return np.concatenate([new_center - half, new_center + half], axis=1)
+    half = 0.5 * (exp(log_size) * size)
+    return concatenate([new_center - half, new_center + half], axis=1)
 
 
-def _center_and_size(boxes: Array) -> tuple[Array, Array]:
+def _center_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
     size = boxes[:, 2:] - boxes[:, :2]
     return boxes[:, :2] + 0.5 * size, size
 
 
-def clip(boxes: Float[Array, "*B 4"], window: Real[Array, "4"]) -> Float[Array, "*B 4"]:
-    """`boxes` cut off at `window`, (x1, y1, x2, y2)."""
-    low = np.asarray([window[0], window[1]] * 2, boxes.dtype)
-    high = np.asarray([window[2], window[3]] * 2, boxes.dtype)
-    clipped: Array = np.clip(boxes, low, high)
-    return clipped
+def clip(boxes: Float[Array, "*B 4"], window: Real[Array, "*#B 4"]) -> Float[Array, "*B 4"]:
+    """`boxes` cut off at `window`, (x1, y1, x2, y2): one for all, or one for each."""
+    with no_grad():
+        return clip_tensor(Tensor(boxes), window).data
+
+
+def clip_tensor(boxes: Float[Tensor, "*B 4"], window: Real[Array, "*#B 4"]) -> Float[Tensor, "*B 4"]:
+    """:func:`clip` with gradients: none reaches an edge that was cut off."""
+    window = window.astype(boxes.dtype)
+    return minimum(maximum(boxes, window[..., [0, 1, 0, 1]]), window[..., [2, 3, 2, 3]])
 
 
 def is_at_least(boxes: Float[Array, "B 4"], size: float) -> Array:
@@ -120,9 +141,17 @@ def narrow(boxes: Float[Array, "*B 4"], extent: Extent) -> Float[Array, "*B 4"]:
     return narrowed
 
 
-def clip_widened(boxes: Float[Array, "*B 4"], window: Float[Array, "4"], extent: Extent) -> Float[Array, "*B 4"]:
-    """Boxes from :func:`widen` cut off so that, made narrow again, they end at `window` or, inclusive, at its last pixel."""
-    return clip(boxes, widen(window, "normalized") if extent == "normalized" else window)
+def clip_widened(boxes: Float[Array, "*B 4"], window: Float[Array, "*#B 4"], extent: Extent) -> Float[Array, "*B 4"]:
+    """Boxes from :func:`widen` cut off at :func:`widened_window`."""
+    return clip(boxes, widened_window(window, extent))
+
+
+def widened_window(window: Float[Array, "*B 4"], extent: Extent) -> Float[Array, "*B 4"]:
+    """Where boxes from :func:`widen` are cut off so that, made narrow again, they end at `window`.
+
+    Inclusive, they end at its last pixel.
+    """
+    return widen(window, "normalized") if extent == "normalized" else window
 
 
 def from_yxyx(boxes: Real[Array, "*B 4"]) -> Real[Array, "*B 4"]:

@@ -114,6 +114,10 @@ class BackboneConfig:
     """T 1e-5 (0 for the published COCO_V1 files), M 1e-3."""
     norm_momentum: float = 0.1
     """How much a batch moves the running statistics. T 0.1, M (Keras .99) 0.01."""
+    norm_variance: Literal["unbiased", "biased", "keras"] = "unbiased"
+    """Which variance of the batch moves the running one: of N values, unbiased is N / (N - 1) times the variance that
+    normalises (T, TensorFlow's fused kernel), biased that itself, keras N / (N - 1 - norm_epsilon) times it (M with
+    Keras 2.0 to 2.2)."""
     initialization: Literal["kaiming_fan_out", "glorot_uniform"] = "kaiming_fan_out"
     """kaiming_fan_out (T), glorot_uniform (M: the default of Keras)."""
     zero_init_residual: bool = False
@@ -211,6 +215,9 @@ class RpnConfig:
     """Proposals narrower or lower than this are dropped: 1e-3 (T), 0 (M, D), 16 (PF, C)."""
     clip: Literal["image", "padded"] = "image"
     """Proposals are cut off at the image's own border (T, D) or at that of the padding (M)."""
+    padding: Literal["none", "zeros"] = "none"
+    """zeros: where fewer than post_nms_test remain, boxes at the origin without extent fill up when detecting; the
+    heads look at them as at all others, so that they may become detections (M)."""
 
     def __post_init__(self) -> None:
         check_choices("rpn.", self)
@@ -279,6 +286,15 @@ class RoiTargetConfig:
     """As in AnchorTargetConfig."""
     crowd_iou: float = 0.001
     """As in AnchorTargetConfig."""
+    padding: Literal["none", "zeros"] = "none"
+    """zeros: where fewer than batch_size are found, boxes at the origin without extent fill up, and are trained as
+    background (M)."""
+    detach: bool = True
+    """True: box targets are constants (T, D). False: they depend on the region, the region on the RPN's deltas, and the
+    box loss so trains the RPN too, away from regions that are hard to correct (M)."""
+    mini_mask: tuple[int, int] | None = None
+    """Rows and columns that true masks are cut out and resized to before regions sample them: 56, 56 (M, whose
+    USE_MINI_MASK saves memory); None: they are sampled as they are (T, D). For crop_and_resize."""
     mask_sampling: Literal["roi_align", "crop_and_resize"] = "roi_align"
     """How the true mask is resampled inside a region: roi_align, adaptive, not aligned (T); crop_and_resize (M)."""
     mask_values: Literal["soft", "round", "threshold"] = "soft"
@@ -294,6 +310,12 @@ class RoiTargetConfig:
             'roi_targets.positive_fraction must be positive for negatives "ratio", got 0',
         )
         _check_positive("roi_targets.batch_size", self.batch_size)
+        if self.mini_mask is not None:
+            _check_positive("roi_targets.mini_mask", *self.mini_mask)
+            check(
+                self.mask_sampling == "crop_and_resize",
+                f'roi_targets.mini_mask must be None unless mask_sampling is "crop_and_resize", got {self.mini_mask}',
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -415,6 +437,12 @@ class LossConfig:
     """As rpn_beta, for the box head: 1/9 (T), 1 (M, C), 0 (D)."""
     box_denominator: Literal["sampled", "positive_coordinates"] = "sampled"
     """As rpn_box_denominator, for the regions of the box head."""
+    active_classes: Literal["own_image", "first_image"] = "own_image"
+    """For images of data sets with different classes: a region counts in the class loss if the class *predicted* for it
+    is active in its own image, or in the first image of the batch (M, where no such region at all gives NaN)."""
+    mask_cross_entropy: Literal["logits", "keras", "tf_keras"] = "logits"
+    """Of logits (T, D); or of probabilities clipped to [1e-7, 1 - 1e-7], beyond which there is no gradient: keras takes
+    their logits again (M with Keras 2.0 to 2.2), tf_keras adds 1e-7 once more inside the logarithm."""
     rpn_class_weight: float = 1.0
     """What the RPN's class loss is multiplied by in the sum."""
     rpn_box_weight: float = 1.0

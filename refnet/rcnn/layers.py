@@ -20,9 +20,15 @@ Norm: TypeAlias = BatchNorm2d | FrozenBatchNorm2d
 
 
 def make_norm(kind: str, channels: int, config: BackboneConfig, dtype: Any) -> Norm:
-    """A batch norm of the given kind, with the backbone's epsilon and momentum."""
+    """A batch norm of the given kind, with the backbone's epsilon, momentum and variance."""
     if kind == "batch":
-        return BatchNorm2d(channels, epsilon=config.norm_epsilon, momentum=config.norm_momentum, dtype=dtype)
+        return BatchNorm2d(
+            channels,
+            epsilon=config.norm_epsilon,
+            momentum=config.norm_momentum,
+            variance=config.norm_variance,
+            dtype=dtype,
+        )
     return FrozenBatchNorm2d(channels, epsilon=config.norm_epsilon, trainable=kind == "frozen_statistics", dtype=dtype)
 
 

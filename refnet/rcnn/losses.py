@@ -2,15 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from refnet.arrays import Array
 from refnet.autograd import Tensor
-from refnet.ops import binary_cross_entropy_with_logits, concatenate, cross_entropy, reshape, smooth_l1
+from refnet.ops import (
+    binary_cross_entropy_with_logits,
+    clip,
+    concatenate,
+    cross_entropy,
+    log,
+    reshape,
+    sigmoid,
+    smooth_l1,
+)
+from refnet.ops import sum as add_up
 from refnet.rcnn.config import BoxHeadConfig, LossConfig, MaskHeadConfig
 from refnet.rcnn.structures import IGNORE, AnchorTargets, BoxOutput, Rois, RpnOutput, class_channel
+
+KERAS_EPSILON = 1e-7  # how near to 0 and 1 Keras lets probabilities come
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +94,8 @@ def box_losses(output: BoxOutput, rois: Rois, config: LossConfig, head: BoxHeadC
 
     Choice: the box loss is divided by all regions, so that each weighs the same whatever its label, or by four
     times those with an object.
+
+    Where the targets depend on the RPN (:attr:`RoiTargetConfig.detach`), so does the box loss.
     """
     taking_part = np.flatnonzero(rois.classes != IGNORE)
     wanted = rois.classes[taking_part]
@@ -89,29 +104,77 @@ def box_losses(output: BoxOutput, rois: Rois, config: LossConfig, head: BoxHeadC
     logits = output.class_logits
     if len(taking_part) < len(rois.classes):
         logits = logits[taking_part]
-    class_loss = cross_entropy(logits, wanted, reduction="mean")
+    class_loss = (
+        cross_entropy(logits, wanted, reduction="mean")
+        if rois.active_classes is None
+        else _active_cross_entropy(logits, wanted, rois.images[taking_part], rois.active_classes, config, head)
+    )
     foreground = rois.foreground
     channel = class_channel(rois.classes[foreground], head.background, head.class_agnostic)
     deltas = output.deltas[foreground, channel]  # F 4
-    box_loss = smooth_l1(deltas, rois.deltas[foreground], beta=config.box_beta, reduction="sum")
+    difference = deltas - rois.deltas[foreground]
+    box_loss = smooth_l1(difference, np.zeros_like(difference.data), beta=config.box_beta, reduction="sum")
     count = len(taking_part) if config.box_denominator == "sampled" else 4 * len(foreground)
     return class_loss, box_loss / float(max(count, 1))
+
+
+def _active_cross_entropy(
+    logits: Float[Tensor, "R K1"],
+    wanted: Int[Array, " R"],
+    images: Int[Array, " R"],
+    active: Bool[Array, "N K1"],
+    config: LossConfig,
+    head: BoxHeadConfig,
+) -> Tensor:
+    """The mean over the regions whose predicted class is active in their image, or in the first one.
+
+    The mean over no region is 0; by the first image's classes it is NaN, as the original computes it.
+    """
+    predicted = logits.data.argmax(axis=1)
+    if head.background == "last":
+        predicted = (predicted + 1) % logits.shape[1]
+    row = images if config.active_classes == "own_image" else np.zeros_like(images)
+    counted = active[row, predicted].astype(logits.dtype)
+    count = float(counted.sum())
+    if not count:
+        count = 1.0 if config.active_classes == "own_image" else float("nan")
+    return add_up(cross_entropy(logits, wanted, reduction="none") * counted) / count
 
 
 def mask_loss(
     logits: Float[Tensor, "F S S _"],
     rois: Rois,
     targets: Float[Array, "F S S"],
+    config: LossConfig,
     head: BoxHeadConfig,
     mask: MaskHeadConfig,
 ) -> Tensor:
     """Binary cross entropy of the mask that belongs to the true class, averaged over its pixels.
 
     The other classes' masks get no gradient: classes don't compete for pixels (He et al. 2017, section 3).
+
+    Choice: it is computed from the logits, or from their rounded and clipped probabilities.
     """
     channel = class_channel(rois.classes[rois.foreground], head.background, mask.class_agnostic)
     own = logits[np.arange(len(channel)), :, :, channel]  # F S S
-    return binary_cross_entropy_with_logits(own, targets, reduction="mean")
+    if config.mask_cross_entropy == "logits":
+        return binary_cross_entropy_with_logits(own, targets, reduction="mean")
+    return clipped_cross_entropy(sigmoid(own), targets, config.mask_cross_entropy)
+
+
+def clipped_cross_entropy(
+    probabilities: Float[Tensor, "*S"], targets: Float[Array, "*S"], rule: Literal["keras", "tf_keras"]
+) -> Tensor:
+    """Keras' mean binary cross entropy of probabilities, by :attr:`LossConfig.mask_cross_entropy`.
+
+    .. math:: q = \\min(\\max(p, \\epsilon), 1 - \\epsilon), \\quad \\epsilon = 10^{-7}
+    """
+    clipped = clip(probabilities, KERAS_EPSILON, 1 - KERAS_EPSILON)
+    if rule == "keras":
+        return binary_cross_entropy_with_logits(log(clipped / (1 - clipped)), targets, reduction="mean")
+    # the constants are added first, as TensorFlow rearranges it: near p = 1 the order shows in float32
+    gain = log(clipped + KERAS_EPSILON) * targets + log((1 + KERAS_EPSILON) - clipped) * (1 - targets)
+    return -add_up(gain) / float(max(gain.size, 1))
 
 
 def add_losses(

@@ -12,6 +12,7 @@ from refnet.autograd import Tensor, no_grad
 from refnet.errors import ArgumentError
 from refnet.nn import Module
 from refnet.rcnn.anchors import make_anchors
+from refnet.rcnn.attached_targets import attach_box_targets
 from refnet.rcnn.config import ModelConfig
 from refnet.rcnn.detections import own_masks, paste_masks, select_detections
 from refnet.rcnn.fpn import FPN
@@ -24,7 +25,7 @@ from refnet.rcnn.rpn import RPN
 from refnet.rcnn.structures import Detections, GroundTruth, ImageBatch
 from refnet.rcnn.targets import assign_anchors, sample_rois
 from refnet.rcnn.trace import NO_TRACE, Trace
-from refnet.rcnn.transform import prepare_images, prepare_truth, restore_boxes
+from refnet.rcnn.transform import prepare_images, prepare_proposals, prepare_truth, restore_boxes
 from refnet.rcnn.vgg import VGG
 
 BACKBONES: dict[str, type[ResNet] | type[VGG]] = {"resnet": ResNet, "vgg": VGG}
@@ -70,6 +71,7 @@ class MaskRCNN(Module):
         truth: Sequence[GroundTruth],
         *,
         rng: np.random.Generator,
+        proposals: Sequence[Float[Array, "_ 4"]] | None = None,
         trace: Trace = NO_TRACE,
     ) -> Losses:
         """The five losses on a batch of images of any sizes; ``losses(...).total.backward()`` gives all gradients.
@@ -80,11 +82,14 @@ class MaskRCNN(Module):
             images: (H, W, C) each, values 0 to 255.
             truth: the objects of each image; there may be none.
             rng: samples anchors and regions.
+            proposals: (R, 4), boxes in the pixels of each image, from which the regions of the heads are sampled
+                instead of from the RPN's (Matterport's USE_RPN_ROIS = False); the RPN is trained all the same.
             trace: receives every intermediate by name.
 
         Raises:
             ArgumentError: masks are missing that a mask head needs, or a class is above ``config.num_classes``.
-            ShapeError: images, or masks, have the wrong shape, or there isn't one entry of `truth` per image.
+            ShapeError: images, or masks, have the wrong shape, or there isn't one entry of `truth`, or of `proposals`,
+                per image.
         """
         config, see = self.config, trace
         batch = see("input", self.prepare(images))
@@ -99,13 +104,22 @@ class MaskRCNN(Module):
             extent="inclusive" if config.box_extent == "inclusive" else "continuous",
         )  # fmt: skip
         see("anchor_targets", anchor_targets)
-        proposals = propose(rpn, anchors, batch, config.rpn, training=True, extent=config.box_extent)
-        see("proposals", proposals)
+        proposed = (
+            propose(rpn, anchors, batch, config.rpn, training=True, extent=config.box_extent)
+            if proposals is None
+            else prepare_proposals(proposals, batch, self.dtype)
+        )
+        see("proposals", proposed)
         mask_size = 2 * config.mask_pool.size if self.mask_head is not None else None
         rois = sample_rois(
-            proposals, truth, batch, config.roi_targets, config.box_head.delta_std, mask_size, rng,
+            proposed, truth, batch, config.roi_targets, config.box_head.delta_std, mask_size, rng,
             extent=config.box_extent,
         )  # fmt: skip
+        if not config.roi_targets.detach:
+            rois = attach_box_targets(
+                rois, rpn, np.concatenate(anchors), batch, config.rpn, config.box_head.delta_std,
+                extent=config.box_extent,
+            )  # fmt: skip
         see("rois", rois)
         pooled = see("box_pool", pool_rois(pyramid, rois.boxes, rois.images, batch.size, config.box_pool))
         output = see("box_head", self.box_head(pooled, training=True))
@@ -115,7 +129,7 @@ class MaskRCNN(Module):
             boxes, index = rois.boxes[rois.foreground], rois.images[rois.foreground]
             pooled = see("mask_pool", pool_rois(pyramid, boxes, index, batch.size, config.mask_pool))
             logits = see("mask_head.logits", self.mask_head(pooled, training=True))
-            mask = mask_loss(logits, rois, rois.masks, config.box_head, config.mask_head)
+            mask = mask_loss(logits, rois, rois.masks, config.losses, config.box_head, config.mask_head)
         return see("losses", add_losses(rpn_losses(rpn, anchor_targets, config.losses), box, mask, config.losses))
 
     def _check_truth(self, truth: Sequence[GroundTruth]) -> None:

@@ -51,8 +51,14 @@ def torchvision_v2(num_classes: int = 90) -> ModelConfig:
     )
 
 
-def matterport(num_classes: int = 80) -> ModelConfig:
-    """Matterport's Mask_RCNN 2.1 with ResNet-101, ``mrcnn/config.py`` and ``mrcnn/model.py``."""
+def matterport(num_classes: int = 80, *, faithful: bool = False) -> ModelConfig:
+    """Matterport's Mask_RCNN 2.1 with ResNet-101, ``mrcnn/config.py`` and ``mrcnn/model.py``.
+
+    Its conventions, but not its mistakes. With `faithful` those too: a forced anchor regresses to the object that it
+    overlaps most, whichever forced it; boxes without extent fill up proposals and regions; the first image says which
+    classes count in the whole batch; box targets aren't detached; mask probabilities are clipped; the running variance
+    is corrected by an epsilon too many.
+    """
     return ModelConfig(
         num_classes=num_classes,
         box_extent="normalized",
@@ -75,6 +81,7 @@ def matterport(num_classes: int = 80) -> ModelConfig:
             norm="frozen_statistics",
             norm_epsilon=1e-3,
             norm_momentum=0.01,
+            norm_variance="keras" if faithful else "unbiased",
             initialization="glorot_uniform",
         ),
         fpn=FpnConfig(initialization="glorot_uniform"),
@@ -92,14 +99,18 @@ def matterport(num_classes: int = 80) -> ModelConfig:
             post_nms_test=1000,
             min_size=0.0,
             clip="padded",
+            padding="zeros" if faithful else "none",
         ),
-        anchor_targets=AnchorTargetConfig(crowd="avoid"),
+        anchor_targets=AnchorTargetConfig(crowd="avoid", forced_match="own_best" if faithful else "forcing_object"),
         roi_targets=RoiTargetConfig(
             append_ground_truth=False,
             batch_size=200,
             positive_fraction=0.33,
             negatives="ratio",
             crowd="avoid",
+            padding="zeros" if faithful else "none",
+            detach=not faithful,
+            mini_mask=(56, 56),
             mask_sampling="crop_and_resize",
             mask_values="round",
         ),
@@ -114,6 +125,8 @@ def matterport(num_classes: int = 80) -> ModelConfig:
             rpn_box_denominator="positive_coordinates",
             box_beta=1.0,
             box_denominator="positive_coordinates",
+            active_classes="first_image" if faithful else "own_image",
+            mask_cross_entropy="keras" if faithful else "logits",
         ),
         detections=DetectionConfig(
             classes="argmax",

@@ -24,7 +24,8 @@ def propose(
     """The proposals of each image; no gradient passes.
 
     Choice: the best ``pre_nms`` anchors are taken, and suppress each other, on each level or over all levels
-    together. Both keep at most ``post_nms`` of an image, best first; equal scores go by the anchor's position.
+    together. Both keep at most ``post_nms`` of an image, best first; equal scores go by the anchor's position. With
+    padding "zeros" a test image always has ``post_nms_test``.
     """
     before = config.pre_nms_train if training else config.pre_nms_test
     after = config.post_nms_train if training else config.post_nms_test
@@ -33,9 +34,10 @@ def propose(
     if config.scope == "global":
         logits, deltas, anchors = [_joined(logits)], [_joined(deltas)], [np.concatenate(anchors)]
 
+    starts = np.cumsum([0, *(len(reference) for reference in anchors)])
     proposals = []
-    for index in range(len(images)):
-        boxes, scores, levels = [], [], []
+    for index, window in enumerate(images.borders(config.clip)):
+        boxes, scores, levels, sources = [], [], [], []
         for level, reference in enumerate(anchors):
             score = objectness_scores(logits[level][index])
             # by logit: where the probability saturates, it no longer tells the better from the good
@@ -45,18 +47,18 @@ def propose(
             )
             scores.append(score[best])
             levels.append(np.full(len(best), level))
-        window = images.windows[index]
-        if config.clip == "padded":
-            window = np.asarray([0, 0, images.size[1], images.size[0]], window.dtype)
-        box, score, group = (
-            clip_widened(np.concatenate(boxes), window, extent),
-            np.concatenate(scores),
-            np.concatenate(levels),
-        )
+            sources.append(starts[level] + best)
+        box = clip_widened(np.concatenate(boxes), window, extent)
+        score, group, source = np.concatenate(scores), np.concatenate(levels), np.concatenate(sources)
         large = is_at_least(box, config.min_size)
-        box, score, group = box[large], score[large], group[large]
+        box, score, group, source = box[large], score[large], group[large], source[large]
         kept = batched_nms(box, score, group, iou_threshold=config.nms_threshold, limit=after)
-        proposals.append(Proposals(boxes=narrow(box[kept], extent), scores=score[kept]))
+        box, score, source = box[kept], score[kept], source[kept]
+        if config.padding == "zeros" and not training:  # in training they would be taken off again
+            missing = after - len(box)
+            box, score = np.pad(box, ((0, missing), (0, 0))), np.pad(score, (0, missing))
+            source = np.pad(source, (0, missing), constant_values=-1)
+        proposals.append(Proposals(boxes=narrow(box, extent), scores=score, sources=source))
     return proposals
 
 

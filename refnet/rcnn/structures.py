@@ -5,6 +5,7 @@ A Tensor carries gradients; an Array (anchors, targets, proposals, detections) n
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
@@ -99,6 +100,12 @@ class ImageBatch:
         """Height and width of the padded images."""
         return self.pixels.shape[1], self.pixels.shape[2]
 
+    def borders(self, of: Literal["image", "padded"]) -> Float[Array, "N 4"]:
+        """Where boxes of each image are cut off: at its own border, or at that of the padding."""
+        if of == "image":
+            return self.windows
+        return np.tile(np.asarray([0, 0, self.size[1], self.size[0]], self.windows.dtype), (len(self), 1))
+
     def __len__(self) -> int:
         return len(self.pixels)
 
@@ -123,10 +130,13 @@ class Proposals:
     Attributes:
         boxes: (R, 4), pixels of the network's input.
         scores: (R,), the probability of an object.
+        sources: (R,), the anchor that each was decoded from, by its position in the row of all anchors; -1 for boxes
+            of padding. None for proposals that no RPN made.
     """
 
     boxes: Float[Array, "R 4"]
     scores: Float[Array, " R"]
+    sources: Int[Array, " R"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,17 +160,24 @@ class Rois:
         boxes: (R, 4), pixels of the network's input.
         images: (R,), the image that each box lies in.
         classes: (R,), the class it should get; 0 is the background, -1 takes no part in the class loss.
-        deltas: (R, 4), the offset to the matched object, meaningful where the class is positive.
+        deltas: (R, 4), the offset to the matched object, meaningful where the class is positive. An array, unless
+            :attr:`RoiTargetConfig.detach` is False.
         foreground: (F,), the positions of the regions with an object.
         masks: (F, S, S), the mask of the matched object inside each foreground region; None without masks.
+        objects: (F, 4), the box of the object of each foreground region.
+        sources: (R,), the anchor that each region was decoded from, as in :class:`Proposals`; -1 for others.
+        active_classes: (N, K + 1), as in :class:`GroundTruth`, for each image; None: all classes of all images.
     """
 
     boxes: Float[Array, "R 4"]
     images: Int[Array, " R"]
     classes: Int[Array, " R"]
-    deltas: Float[Array, "R 4"]
+    deltas: Float[Array, "R 4"] | Float[Tensor, "R 4"]
     foreground: Int[Array, " F"]
-    masks: Float[Array, "F S S"] | None
+    masks: Float[Array, "F S T"] | None
+    objects: Float[Array, "F 4"] | None = None
+    sources: Int[Array, " R"] | None = None
+    active_classes: Bool[Array, "N K1"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

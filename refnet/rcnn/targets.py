@@ -11,8 +11,10 @@ from jaxtyping import Bool, Float, Int
 
 from refnet.arrays import Array
 from refnet.ops import crop_and_resize_forward, roi_align_forward
-from refnet.rcnn.boxes import Extent, encode, pairwise_iou, to_normalized, widen
+from refnet.ops.conv2d import Pair, as_pair
+from refnet.rcnn.boxes import Extent, encode, narrow, pairwise_iou, to_normalized, widen
 from refnet.rcnn.config import AnchorTargetConfig, RoiTargetConfig
+from refnet.rcnn.masks import minimize_masks
 from refnet.rcnn.structures import BACKGROUND, IGNORE, AnchorTargets, GroundTruth, ImageBatch, Proposals, Rois
 
 Four = tuple[float, float, float, float]
@@ -124,7 +126,7 @@ def sample_rois(
     images: ImageBatch,
     config: RoiTargetConfig,
     delta_std: Four,
-    mask_size: int | None,
+    mask_size: int | Pair | None,
     rng: np.random.Generator,
     *,
     extent: Extent = "continuous",
@@ -132,10 +134,10 @@ def sample_rois(
     """Choose the regions that train the heads, and say what the heads should answer.
 
     A region belongs to the object that it overlaps most, if by ``positive_iou`` at least; otherwise it is
-    background. `mask_size` is the side of the mask targets, None where there is no mask head.
+    background. `mask_size` is the side of the mask targets, or their height and width, None where there is no mask head.
 
     Choice: the true boxes may join the proposals; background fills the batch up, or stands in a fixed ratio to the
-    regions with an object.
+    regions with an object, and then boxes without extent may fill it up.
     """
     parts = []
     for index, (proposed, entry) in enumerate(zip(proposals, truth, strict=True)):
@@ -144,7 +146,9 @@ def sample_rois(
         if config.append_ground_truth:
             candidates = np.concatenate([candidates, objects.boxes.astype(candidates.dtype)])
         chosen, classes, matched = _match_rois(candidates, entry, objects, config, rng, extent)
-        boxes = candidates[chosen]
+        boxes, sources = candidates[chosen], np.full(len(candidates), -1)
+        if proposed.sources is not None:
+            sources[: len(proposed.sources)] = proposed.sources
         foreground = np.flatnonzero(classes > 0)
         deltas = np.zeros_like(boxes)
         goal = objects.boxes.astype(boxes.dtype)[matched[foreground]]
@@ -152,16 +156,31 @@ def sample_rois(
         masks = None
         if mask_size is not None:
             masks = mask_targets(boxes[foreground], objects, matched[foreground], images.size, mask_size, config)
-        parts.append((boxes, np.full(len(boxes), index), classes, deltas, masks))
-    boxes, image, classes, deltas = (np.concatenate([part[i] for part in parts]) for i in range(4))
+        missing = max(config.batch_size - len(boxes), 0) if config.padding == "zeros" else 0
+        padding = narrow(np.zeros((missing, 4), boxes.dtype), extent)
+        parts.append((
+            np.concatenate([boxes, padding]), np.full(len(boxes) + missing, index), np.pad(classes, (0, missing)),
+            np.pad(deltas, ((0, missing), (0, 0))), goal, np.pad(sources[chosen], (0, missing), constant_values=-1), masks,
+        ))  # fmt: skip
+    boxes, image, classes, deltas, goal, source = (np.concatenate([part[i] for part in parts]) for i in range(6))
     return Rois(
         boxes=boxes,
         images=image,
         classes=classes,
         deltas=deltas,
         foreground=np.flatnonzero(classes > 0),
-        masks=None if mask_size is None else np.concatenate([part[4] for part in parts if part[4] is not None]),
+        masks=None if mask_size is None else np.concatenate([part[6] for part in parts if part[6] is not None]),
+        objects=goal,
+        sources=source,
+        active_classes=_active_classes(truth),
     )
+
+
+def _active_classes(truth: Sequence[GroundTruth]) -> Bool[Array, "N K1"] | None:
+    """The rows of all images; one that says nothing has all classes."""
+    rows = [entry.active_classes for entry in truth]
+    known = next((row for row in rows if row is not None), None)
+    return None if known is None else np.stack([np.ones_like(known) if row is None else row for row in rows])
 
 
 def _match_rois(
@@ -199,26 +218,37 @@ def mask_targets(
     objects: GroundTruth,
     matched: Int[Array, " F"],
     image_size: tuple[int, int],
-    size: int,
+    size: int | Pair,
     config: RoiTargetConfig,
-) -> Float[Array, "F S S"]:
-    """The mask of each box's object, cut out by the box and resampled to `size` squared.
+) -> Float[Array, "F S T"]:
+    """The mask of each box's object, cut out by the box and resampled to `size`, a side or height and width.
 
-    Choice: the resampled values are kept, rounded with 0.5 to 0, or 1 from 0.5 on. An object without a mask
+    Choice: the mask is sampled where it lies in the image, or from a mini-mask of its own box, which is coarser. The
+    resampled values are kept, rounded with 0.5 to 0, or 1 from 0.5 on. An object without a mask
     (only its box is known) has none to learn from, which the data must not mix with masks.
     """
+    size = as_pair(size, "mask_targets: size")
     if objects.masks is None or not len(boxes):
-        return np.zeros((len(boxes), size, size), boxes.dtype)
-    masks = objects.masks[..., None].astype(boxes.dtype)  # G H W 1
+        return np.zeros((len(boxes), *size), boxes.dtype)
+    masks = objects.masks
+    if config.mini_mask is not None:
+        masks = minimize_masks(masks, objects.boxes, config.mini_mask)
+    masks = masks[..., None].astype(boxes.dtype)  # G H W 1
     if config.mask_sampling == "roi_align":
-        values = roi_align_forward(
-            masks, boxes, matched, size=(size, size), spatial_scale=1.0, sampling_ratio=0, aligned=False
-        )
+        values = roi_align_forward(masks, boxes, matched, size=size, spatial_scale=1.0, sampling_ratio=0, aligned=False)
     else:
-        values = crop_and_resize_forward(
-            masks, to_normalized(boxes, image_size), matched, size=(size, size), extrapolation_value=0.0
-        )
+        boxes = to_normalized(boxes, image_size)
+        if config.mini_mask is not None:
+            boxes = _relative(boxes, to_normalized(objects.boxes.astype(boxes.dtype)[matched], image_size))
+        values = crop_and_resize_forward(masks, boxes, matched, size=size, extrapolation_value=0.0)
     return binarize(values[..., 0], config.mask_values)
+
+
+def _relative(boxes: Float[Array, "F 4"], frames: Float[Array, "F 4"]) -> Float[Array, "F 4"]:
+    """Boxes as their `frames` see them: (0, 0) is the upper left corner of the frame, (1, 1) the lower right one."""
+    origin, size = frames[:, [0, 1, 0, 1]], frames[:, 2:] - frames[:, :2]
+    relative: Array = (boxes - origin) / np.concatenate([size, size], axis=1)
+    return relative
 
 
 def binarize(values: Float[Array, "*S"], rule: Literal["soft", "round", "threshold"]) -> Float[Array, "*S"]:

@@ -15,7 +15,7 @@ from refnet.autograd import Tensor, no_grad
 from refnet.errors import ShapeError
 from refnet.ops import resize_bilinear
 from refnet.rcnn.config import InputConfig, broadcast
-from refnet.rcnn.structures import GroundTruth, ImageBatch
+from refnet.rcnn.structures import GroundTruth, ImageBatch, Proposals
 
 
 def prepare_images(
@@ -119,9 +119,26 @@ def prepare_truth(truth: Sequence[GroundTruth], images: ImageBatch) -> list[Grou
             whole = np.zeros((len(masks), *images.size), bool)
             whole[:, top:bottom, left:right] = masks[:, rows[:, None], cols]
             masks = whole
-        offset = np.concatenate([window[:2], window[:2]])
-        boxes = entry.boxes.astype(scale.dtype) * np.concatenate([scale, scale]) + offset
+        boxes = _moved_boxes(entry.boxes.astype(scale.dtype), window, scale)
         moved.append(replace(entry, boxes=boxes, masks=masks))
+    return moved
+
+
+def prepare_proposals(proposals: Sequence[Float[Array, "_ 4"]], images: ImageBatch, dtype: Any) -> list[Proposals]:
+    """Boxes in the pixels of each image, moved as the images were, as proposals that no RPN made, all equally good."""
+    if len(proposals) != len(images):
+        raise ShapeError(f"prepare_proposals: expected the boxes of {len(images)} images, got {len(proposals)}")
+    moved = [
+        _moved_boxes(boxes.astype(images.scales.dtype), window, scale).astype(dtype)
+        for boxes, window, scale in zip(proposals, images.windows, images.scales, strict=True)
+    ]
+    return [Proposals(boxes=boxes, scores=np.ones(len(boxes), dtype)) for boxes in moved]
+
+
+def _moved_boxes(
+    boxes: Float[Array, "B 4"], window: Float[Array, "4"], scale: Float[Array, "2"]
+) -> Float[Array, "B 4"]:
+    moved: Array = boxes * np.concatenate([scale, scale]) + np.concatenate([window[:2], window[:2]])
     return moved
 
 

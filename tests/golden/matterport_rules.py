@@ -1,12 +1,17 @@
 """How the inputs of the golden vectors under matterport/ are drawn: each from its own name, so only results are stored.
 
-The results were computed by TensorFlow 2.15.1 and Keras 2.15 on a CPU.
+The results were computed by TensorFlow 2.15.1 and Keras 2.15 on a CPU. Weights too follow from the names that they
+have in Keras, "conv1/kernel"; here are refnet's parameters by those names, independent of :mod:`refnet.weights`.
 """
 
+import re
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from refnet.nn import Module
 
 FOLDER = Path(__file__).parent / "matterport"
 
@@ -41,6 +46,16 @@ def image(key: str, height: int, width: int) -> np.ndarray:
     return np.clip(mosaic + noise, 0, 255).astype(np.uint8)
 
 
+class Unshuffled(np.random.Generator):
+    """Chooses the first candidates, as Matterport's layers did where shuffling was switched off."""
+
+    def __init__(self) -> None:
+        super().__init__(np.random.PCG64(0))
+
+    def choice(self, candidates, count, *, replace):
+        return candidates[:count]
+
+
 def shape_masks(specs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The masks (G, H, W) of several shapes, each row of `specs` as :func:`shape_mask` takes it."""
     return np.stack([shape_mask(size, *spec) for spec in specs.tolist()])
@@ -59,7 +74,8 @@ def assert_stored(golden: dict[str, np.ndarray], name: str, values: np.ndarray, 
         np.testing.assert_array_equal(values.shape, golden[f"{name}.shape"])
         sample = values.reshape(-1)[:: int(golden[f"{name}.step"])]
         np.testing.assert_allclose(sample, golden[f"{name}.s"], rtol=0, atol=atol)
-    np.testing.assert_allclose(checks(values), golden[f"{name}.chk"], rtol=1e-12, atol=atol * values.size)
+    if f"{name}.chk" in golden:
+        np.testing.assert_allclose(checks(values), golden[f"{name}.chk"], rtol=1e-12, atol=atol * values.size)
 
 
 def checks(values: np.ndarray) -> np.ndarray:
@@ -84,3 +100,91 @@ def shape_mask(size: tuple[int, int], kind: int, cy: int, cx: int, ry: int, rx: 
         "d": abs(y) * rx + abs(x) * ry <= rx * ry,
         "t": (abs(y) <= ry) & (2 * ry * abs(x) <= rx * (y + ry)),
     }[chr(kind)]
+
+
+KERNEL_SCALE = {
+    "conv1": 1 / 64,
+    "fpn_p2": 0.25,
+    "fpn_p3": 0.3125,
+    "fpn_p4": 0.5,
+    "rpn_class_raw": 0.5,
+    "rpn_bbox_pred": 0.375,
+    "mrcnn_class_logits": 1.5,
+    "mrcnn_bbox_fc": 0.375,
+    "mrcnn_mask": 6.0,
+}
+
+
+def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The array of Keras' weight `name`, "layer/kind", in the shape that Keras gives it."""
+    layer, kind = name.split("/")
+    draw = rng(name)
+    if kind == "kernel":
+        scale = np.sqrt(2 / np.prod(shape[:-1])) * KERNEL_SCALE.get(layer, 1)
+        values = draw.standard_normal(shape) * scale
+    elif kind == "gamma":
+        values = draw.uniform(0.5, 1, shape) * (0.2 if layer.endswith("_branch2c") else 1)
+    elif kind == "moving_variance":
+        values = draw.uniform(0.5, 1.5, shape)
+    else:
+        values = draw.standard_normal(shape) * 0.05
+    return values.astype(np.float32)
+
+
+_LAYERS = {
+    r"backbone\.stem\.conv": "conv1",
+    r"backbone\.stem\.norm": "bn_conv1",
+    r"fpn\.lateral\.(\d)": lambda m: f"fpn_c{int(m[1]) + 2}p{int(m[1]) + 2}",
+    r"fpn\.output\.(\d)": lambda m: f"fpn_p{int(m[1]) + 2}",
+    r"rpn\.conv(olutions\.0)?": "rpn_conv_shared",
+    r"rpn\.objectness": "rpn_class_raw",
+    r"rpn\.deltas": "rpn_bbox_pred",
+    r"box_head\.convolutions\.(\d)": lambda m: f"mrcnn_class_conv{int(m[1]) + 1}",
+    r"box_head\.norms\.(\d)": lambda m: f"mrcnn_class_bn{int(m[1]) + 1}",
+    r"box_head\.classes": "mrcnn_class_logits",
+    r"box_head\.deltas": "mrcnn_bbox_fc",
+    r"mask_head\.convolutions\.(\d)": lambda m: f"mrcnn_mask_conv{int(m[1]) + 1}",
+    r"mask_head\.norms\.(\d)": lambda m: f"mrcnn_mask_bn{int(m[1]) + 1}",
+    r"mask_head\.upsample": "mrcnn_mask_deconv",
+    r"mask_head\.logits": "mrcnn_mask",
+}
+_KINDS = {"running_mean": "moving_mean", "running_variance": "moving_variance"}
+
+
+def keras_name(name: str) -> str:
+    """ "layer/kind" of refnet's parameter or buffer `name`."""
+    layer, leaf = name.rsplit(".", 1)
+    block = re.fullmatch(r"backbone\.stages\.(\d)\.(\d+)\.(?:branch\.(\d)|shortcut)\.(conv|norm)", layer)
+    if block:
+        stage, position, branch, part = block.groups()
+        end = "1" if branch is None else "2" + "abc"[int(branch)]
+        prefix = "res" if part == "conv" else "bn"
+        keras = f"{prefix}{int(stage) + 2}{chr(ord('a') + int(position))}_branch{end}"
+        is_norm = part == "norm"
+    else:
+        keras = next(
+            to if isinstance(to, str) else to(match)
+            for pattern, to in _LAYERS.items()
+            if (match := re.fullmatch(pattern, layer))
+        )
+        is_norm = ".norm" in layer
+    kinds = {"weight": "gamma", "bias": "beta"} if is_norm else {"weight": "kernel", "bias": "bias"}
+    return f"{keras}/{(kinds | _KINDS)[leaf]}"
+
+
+def to_keras(name: str, array: np.ndarray) -> np.ndarray:
+    """refnet's `array`, a weight or its gradient, as Keras lays it out; it is its own inverse but for the 7x7 kernel.
+
+    Deltas are ordered (y, x, h, w) there, so the predictors' outputs are swapped in pairs; the transposed convolution
+    has its channels the other way round.
+    """
+    if name.startswith(("rpn.deltas", "box_head.deltas")):
+        return array.reshape(*array.shape[:-1], -1, 4)[..., [1, 0, 3, 2]].reshape(array.shape)
+    return array.swapaxes(2, 3) if name == "mask_head.upsample.weight" else array
+
+
+def fill(model: Module) -> None:
+    """Give `model` the weights of the rule."""
+    arrays: Mapping[str, np.ndarray] = model.state()
+    for name, array in arrays.items():
+        array[...] = to_keras(name, weight(keras_name(name), to_keras(name, array).shape))

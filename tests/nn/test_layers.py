@@ -1,7 +1,7 @@
 """Layers against PyTorch's, and the conventions of batch normalisation."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -128,9 +128,12 @@ def test_batch_norm_trains_and_infers_as_pytorchs_does(torch: Any) -> None:
     np.testing.assert_array_equal(layer.running_mean, before)
 
 
-@pytest.mark.parametrize(("unbiased", "variance"), [(True, 0.75 * 1 + 0.25 * 5 / 3), (False, 0.75 * 1 + 0.25 * 5 / 4)])
-def test_running_averages_by_hand(unbiased: bool, variance: float) -> None:
-    layer = BatchNorm2d(1, momentum=0.25, unbiased=unbiased, dtype=np.float64)
+@pytest.mark.parametrize(
+    ("rule", "variance"),
+    [("unbiased", 0.75 + 0.25 * 5 / 3), ("biased", 0.75 + 0.25 * 5 / 4), ("keras", 0.75 + 0.25 * 5 / 2.5)],
+)
+def test_running_averages_by_hand(rule: Literal["unbiased", "biased", "keras"], variance: float) -> None:
+    layer = BatchNorm2d(1, epsilon=0.5, momentum=0.25, variance=rule, dtype=np.float64)
     mean = layer.running_mean
     layer(Tensor(np.array([0.0, 1.0, 2.0, 3.0]).reshape(1, 2, 2, 1)), training=True)  # variance 5 / 4
     assert layer.running_mean is mean  # in place, so that a state taken before stays the state
@@ -142,7 +145,7 @@ def test_one_value_a_channel_has_no_unbiased_variance() -> None:
     x = Tensor(np.ones((1, 1, 1, 2), np.float32))
     with pytest.raises(ShapeError, match="unbiased variance"):
         BatchNorm2d(2)(x, training=True)
-    np.testing.assert_array_equal(BatchNorm2d(2, unbiased=False)(x, training=True).data, 0)
+    np.testing.assert_array_equal(BatchNorm2d(2, variance="biased")(x, training=True).data, 0)
 
 
 @pytest.mark.parametrize("trainable", [True, False])

@@ -6,7 +6,7 @@ import pytest
 from refnet.autograd import Tensor
 from refnet.ops import smooth_l1
 from refnet.rcnn.config import BoxHeadConfig, LossConfig, MaskHeadConfig
-from refnet.rcnn.losses import add_losses, box_losses, mask_loss, rpn_losses
+from refnet.rcnn.losses import add_losses, box_losses, clipped_cross_entropy, mask_loss, rpn_losses
 from refnet.rcnn.presets import matterport
 from refnet.rcnn.structures import AnchorTargets, BoxOutput, Rois, RpnOutput
 from tests.golden.matterport_rules import load, normal, uniform
@@ -32,15 +32,16 @@ def anchor_targets(labels, deltas=None) -> AnchorTargets:
     return AnchorTargets(labels=labels, deltas=np.zeros((*labels.shape, 4)) if deltas is None else np.asarray(deltas))
 
 
-def rois(classes, deltas=None, masks=None) -> Rois:
+def rois(classes, deltas=None, masks=None, images=None, active=None) -> Rois:
     classes = np.asarray(classes)
     return Rois(
         boxes=np.zeros((len(classes), 4)),
-        images=np.zeros(len(classes), np.int64),
+        images=np.zeros(len(classes), np.int64) if images is None else images,
         classes=classes,
         deltas=np.zeros((len(classes), 4)) if deltas is None else np.asarray(deltas, np.float64),
         foreground=np.flatnonzero(classes > 0),
         masks=masks,
+        active_classes=active,
     )
 
 
@@ -186,7 +187,7 @@ class TestMask:
         rng = np.random.default_rng(0)
         logits = Tensor(rng.standard_normal((2, 3, 3, 4)), requires_grad=True)
         targets = rng.uniform(0, 1, (2, 3, 3))
-        loss = mask_loss(logits, rois([0, 3, 1]), targets, HEAD, MASKS)
+        loss = mask_loss(logits, rois([0, 3, 1]), targets, FLAT, HEAD, MASKS)
         own = np.stack([logits.data[0, ..., 3], logits.data[1, ..., 1]])
         expected = (targets * log1pexp(-own) + (1 - targets) * log1pexp(own)).mean()
         np.testing.assert_allclose(loss.item(), expected, rtol=1e-14)
@@ -203,6 +204,7 @@ class TestMask:
             Tensor(logits),
             rois([3, 1]),
             targets,
+            FLAT,
             BoxHeadConfig(background="last"),
             MaskHeadConfig(class_agnostic=agnostic),
         )
@@ -211,7 +213,7 @@ class TestMask:
 
     def test_without_objects(self):
         logits = Tensor(np.zeros((0, 3, 3, 4)), requires_grad=True)
-        loss = mask_loss(logits, rois([0, 0]), np.zeros((0, 3, 3)), HEAD, MASKS)
+        loss = mask_loss(logits, rois([0, 0]), np.zeros((0, 3, 3)), FLAT, HEAD, MASKS)
         assert loss.item() == 0
         loss.backward()
         assert logits.grad.shape == logits.shape
@@ -233,7 +235,7 @@ def test_the_total_is_the_weighted_sum():
 
 class TestMatterport:
     golden = load("losses")
-    config, head, masks = matterport().losses, matterport().box_head, matterport().mask_head
+    config, head, masks = matterport(faithful=True).losses, matterport().box_head, matterport().mask_head
     ULP = 2.0**-23  # of the golden values, which are float32 as their inputs are
 
     def check(self, name, loss, tensor):
@@ -274,14 +276,32 @@ class TestMatterport:
         classes = self.golden["target_class_ids"].reshape(-1).astype(np.int64)
         return classes if name != "nopos" else np.zeros_like(classes)
 
-    def test_class(self):
-        """With all classes active; the masking by active_class_ids has no counterpart."""
-        logits = Tensor(
-            normal("loss/cls_logits", (2, 30, 4), 2.0).astype(np.float64).reshape(60, 4), requires_grad=True
+    def class_loss(self, active, config):
+        logits = normal("loss/cls_logits", (2, 30, 4), 2.0).astype(np.float64)
+        output = BoxOutput(
+            class_logits=Tensor(logits.reshape(60, 4), requires_grad=True), deltas=Tensor(np.zeros((60, 4, 4)))
         )
-        output = BoxOutput(class_logits=logits, deltas=Tensor(np.zeros((60, 4, 4))))
-        loss, _ = box_losses(output, rois(self.targets("mixed")), self.config, self.head)
-        self.check("mrcnn_class.all_active", loss, logits)
+        targets = rois(self.targets("mixed"), images=np.repeat([0, 1], 30), active=active)
+        return box_losses(output, targets, config, self.head)[0], output.class_logits
+
+    @pytest.mark.parametrize("name", ["all_active", "some_active", "bg_inactive", "none_active"])
+    def test_class(self, name):
+        """The first image's classes serve both images; without any the original's loss isn't a number."""
+        loss, logits = self.class_loss(self.golden[f"mrcnn_class.{name}.active"] > 0, self.config)
+        self.check(f"mrcnn_class.{name}", loss, logits)
+
+    def test_class_by_each_images_own_classes(self):
+        active = self.golden["mrcnn_class.some_active.active"] > 0
+        active[1] = ~active[0]
+        logits = normal("loss/cls_logits", (2, 30, 4), 2.0).astype(np.float64)
+        wanted = self.targets("mixed").reshape(2, 30, 1)
+        each = np.log(np.exp(logits).sum(axis=-1)) - np.take_along_axis(logits, wanted, axis=-1)[..., 0]
+        counted = np.take_along_axis(active, logits.argmax(axis=-1), axis=1)
+        assert not counted.all(axis=1).any()
+        config = vary(self.config, {"active_classes": "own_image"})
+        loss, _ = self.class_loss(active, config)
+        np.testing.assert_allclose(loss.item(), each[counted].mean(), rtol=1e-12)
+        assert self.class_loss(active & False, config)[0].item() == 0
 
     @pytest.mark.parametrize("name", ["mixed", "nopos"])
     def test_box(self, name):
@@ -291,16 +311,44 @@ class TestMatterport:
         _, loss = box_losses(output, rois(self.targets(name), goal), self.config, self.head)
         self.check(f"mrcnn_bbox.{name}", loss, deltas)
 
-    @pytest.mark.parametrize("name", ["mixed", "nopos"])
-    def test_mask(self, name):
-        """By the formula of Keras 2.0 to 2.2; tf.keras adds 1e-7 within the logarithm. There it is of probabilities."""
+    @pytest.mark.parametrize(("rule", "ending"), [("keras", "_keras2.1"), ("tf_keras", "")])
+    @pytest.mark.parametrize("name", ["mixed", "extreme"])
+    def test_mask(self, name, rule, ending):
+        """Of probabilities, and its gradient to all classes' masks; in float32, where 1 - 1e-7 is a number of its own."""
+        targets = (uniform("loss/tm", (2, 30, 28, 28)) > 0.5).astype(np.float32).reshape(60, 28, 28)
+        logits = normal("loss/pm", (2, 30, 28, 28, 4), 2.0).astype(np.float64)
+        values = (1 / (1 + np.exp(-logits))).astype(np.float32)
+        if name == "extreme":
+            values[:, :, 0:3], values[:, :, 3:6], values[:, :, 6:8] = 0, 1, 1e-8
+        masks = Tensor(values.reshape(60, 28, 28, 4), requires_grad=True)
         classes = self.targets(name)
-        targets = (uniform("loss/tm", (2, 30, 28, 28)) > 0.5).astype(np.float64).reshape(60, 28, 28)
-        logits = normal("loss/pm", (2, 30, 28, 28, 4), 2.0).astype(np.float64).reshape(60, 28, 28, 4)
-        foreground = classes > 0
-        own = Tensor(logits[foreground], requires_grad=True)
-        loss = mask_loss(own, rois(classes), targets[foreground], self.head, self.masks)
-        stored = (
-            self.golden["mrcnn_mask.mixed.loss_keras2.1"] if name == "mixed" else self.golden["mrcnn_mask.nopos.loss"]
-        )
-        np.testing.assert_allclose(loss.item(), stored, rtol=16 * self.ULP)
+        foreground = np.flatnonzero(classes > 0)
+        loss = clipped_cross_entropy(masks[foreground, :, :, classes[foreground]], targets[foreground], rule)
+        np.testing.assert_allclose(loss.item(), self.golden[f"mrcnn_mask.{name}.loss{ending}"], rtol=16 * self.ULP)
+        loss.backward()
+        stored = self.golden[f"mrcnn_mask.{name}.grad{ending}.s"]
+        found = masks.grad.ravel()[:: int(self.golden[f"mrcnn_mask.{name}.grad.step"])]
+        # where p is near 0 or 1, a rounding of p is one of 1 / p
+        np.testing.assert_allclose(found, stored, rtol=64 * self.ULP, atol=16 * self.ULP * np.abs(stored).max())
+
+    @pytest.mark.parametrize("rule", ["logits", "keras", "tf_keras"])
+    def test_formulas_of_the_mask_loss(self, rule):
+        """All say the same of ordinary logits; clipped ones have no gradient, and a loss that isn't theirs."""
+        config = vary(self.config, {"mask_cross_entropy": rule})
+
+        def lose(logit: float) -> tuple[float, float]:
+            logits = Tensor(np.full((1, 1, 1, 4), logit), requires_grad=True)
+            loss = mask_loss(logits, rois([1]), np.ones((1, 1, 1)), config, self.head, self.masks)
+            loss.backward()
+            return loss.item(), float(logits.grad[0, 0, 0, 1])
+
+        np.testing.assert_allclose(lose(-2.0), [log1pexp(2.0), -1 / (1 + np.exp(-2.0))], rtol=2e-6)
+        expected = {"logits": (40, -1), "keras": (7 * np.log(10), 0), "tf_keras": (-np.log(2e-7), 0)}[rule]
+        np.testing.assert_allclose(lose(-40.0), expected, rtol=1e-7)
+
+    def test_mask_without_objects(self):
+        logits = Tensor(np.zeros((0, 3, 3, 4)), requires_grad=True)
+        for rule in ("logits", "keras", "tf_keras"):
+            config = vary(self.config, {"mask_cross_entropy": rule})
+            loss = mask_loss(logits, rois([0, 0]), np.zeros((0, 3, 3)), config, self.head, self.masks)
+            assert loss.item() == self.golden["mrcnn_mask.nopos.loss"]

@@ -157,6 +157,8 @@ SWITCHES = {
     "frozen statistics": {"backbone.norm": "frozen_statistics", "mask_head.norm": "frozen_statistics"},
     "batch norm in the mask head": {"mask_head.norm": "batch"},
     "epsilon and momentum": {"backbone.norm_epsilon": 1e-3, "backbone.norm_momentum": 0.01},
+    "biased variance": {"backbone.norm_variance": "biased"},
+    "Keras' variance": {"backbone.norm_variance": "keras"},
     "blocks that don't start as the identity": {"backbone.zero_init_residual": False},
     "Glorot's weights": {
         f"{stage}.initialization": "glorot_uniform" for stage in ("backbone", "fpn", "rpn", "box_head", "mask_head")
@@ -177,10 +179,19 @@ SWITCHES = {
     "own best object": {"anchor_targets.forced_match": "own_best"},
     "no anchors across the border": {"anchor_targets.border": "ignore"},
     "crowds avoided": {"anchor_targets.crowd": "avoid", "roi_targets.crowd": "avoid"},
+    "proposals and regions filled up": {
+        "rpn.padding": "zeros", "roi_targets.padding": "zeros", "roi_targets.negatives": "ratio",
+        "roi_targets.positive_fraction": 0.33,
+    },
+    "box targets with gradients": {"roi_targets.detach": False},
     "true boxes aren't proposals": {"roi_targets.append_ground_truth": False},
     "negatives in a ratio": {"roi_targets.negatives": "ratio", "roi_targets.positive_fraction": 0.33},
     "negatives that overlap": {"roi_targets.negative_iou_low": 0.1},
     "masks by crop_and_resize": {"roi_targets.mask_sampling": "crop_and_resize"},
+    "mini-masks": {"roi_targets.mask_sampling": "crop_and_resize", "roi_targets.mini_mask": (14, 14)},
+    "classes of the first image": {"losses.active_classes": "first_image"},
+    "mask loss of probabilities": {"losses.mask_cross_entropy": "keras"},
+    "mask loss of tf.keras": {"losses.mask_cross_entropy": "tf_keras"},
     "soft masks": {"roi_targets.mask_values": "soft"},
     "rounded masks": {"roi_targets.mask_values": "round"},
     "crop_and_resize": {

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from refnet.rcnn import GroundTruth
 from refnet.rcnn.anchors import make_anchors
-from refnet.rcnn.boxes import decode, encode, from_normalized, from_yxyx
+from refnet.rcnn.boxes import decode, encode, from_normalized, from_yxyx, to_normalized
 from refnet.rcnn.config import AnchorTargetConfig, RoiTargetConfig
 from refnet.rcnn.presets import matterport
 from refnet.rcnn.structures import Proposals
@@ -20,7 +20,7 @@ from refnet.rcnn.targets import (
     sample_labels,
     sample_rois,
 )
-from tests.golden.matterport_rules import load, shape_mask
+from tests.golden.matterport_rules import Unshuffled, load, shape_masks, unpack
 from tests.rcnn.small import blank_images, truth, vary
 
 ONES = (1.0, 1.0, 1.0, 1.0)
@@ -348,7 +348,7 @@ class TestMatterport:
         golden = load("rpn_targets")
         classes = golden[f"{name}.class_ids"]
         entry = truth(from_yxyx(golden[f"{name}.boxes"]), abs(classes), crowd=classes < 0)  # a crowd's is negative
-        preset = matterport()
+        preset = matterport(faithful=True)
         config = vary(preset.anchor_targets, {"batch_size": int(golden[f"{name}.counts"][3])})  # takes them all
         targets = assign_anchors(
             self.anchors(), [entry], blank_images(128, 128), config, preset.rpn.delta_std, np.random.default_rng(0)
@@ -358,61 +358,70 @@ class TestMatterport:
         deltas = targets.deltas[0, targets.labels[0] == 1]
         np.testing.assert_allclose(from_yxyx(deltas), golden[f"{name}.bbox_pos"], rtol=0, atol=1e-12)
 
-    def entry(self, golden, name) -> GroundTruth:
-        classes = golden[f"{name}.gt_class_ids"][0]
-        real = classes != 0  # the others are padding
-        normalized = from_yxyx(golden[f"{name}.gt_boxes_norm"][0][real].astype(np.float64))
-        return truth(normalized, abs(classes[real]), crowd=classes[real] < 0)
-
-    def sample(self, golden, name):
-        """In normalised coordinates, a unit like any other; without masks, which are sampled in pixels here."""
-        batch_size, fraction = golden[f"{name}.cfg"][:2]
-        preset = matterport()
-        config = vary(preset.roi_targets, {"batch_size": int(batch_size), "positive_fraction": float(fraction)})
-        proposed = {"crowd": 0, "all_full": 0, "all_mini": 0, "trunc_full": 1, "fewpos": 0}.get(name)
-        source = golden["nopos.proposals"] if name == "nopos" else golden["proposals"][proposed]
-        source = source[np.abs(source).sum(axis=1) > 0]
-        rois = sample_rois(
-            [Proposals(boxes=from_yxyx(source.astype(np.float64)), scores=np.ones(len(source)))],
-            [self.entry(golden, name)], blank_images(1, 1), config, preset.box_head.delta_std, None,
-            np.random.default_rng(0),
-        )  # fmt: skip
-        order = np.concatenate([rois.foreground, np.flatnonzero(rois.classes == 0)])  # objects come first there
-        return rois, order
-
-    @pytest.mark.parametrize("name", ["all_full", "all_mini", "crowd"])
-    def test_detection_targets_where_all_are_taken(self, name):
+    @pytest.mark.parametrize(
+        "name",
+        ["all_full", "all_mini", "trunc_full", "trunc_mini", "batch2", "crowd", "fewpos", "nopos", "mask14x20"],
+    )
+    def test_detection_targets(self, name):
+        """Regions, classes, offsets and masks with all padding; those with an object come first there."""
         golden = load("detection_targets")
-        rois, order = self.sample(golden, name)
-        count = int((np.abs(golden[f"{name}.rois"][0]).sum(axis=1) > 0).sum())
-        assert len(order) == count
-        np.testing.assert_array_equal(from_yxyx(rois.boxes[order]), golden[f"{name}.rois"][0, :count])
-        np.testing.assert_array_equal(rois.classes[order], golden[f"{name}.class_ids"][0, :count])
-        # computed in float32: coordinates up to 1 are known to 2^-24, and divided by an extent and a deviation
-        smallest = float((rois.boxes[:, 2:] - rois.boxes[:, :2]).min())
-        stored = golden[f"{name}.deltas"][0, :count]
-        np.testing.assert_allclose(from_yxyx(rois.deltas[order]), stored, rtol=0, atol=4 * 2.0**-24 / (0.1 * smallest))
-
-    @pytest.mark.parametrize("name", ["trunc_full", "fewpos", "nopos"])
-    def test_detection_targets_are_as_many(self, name):
-        golden = load("detection_targets")
-        rois, _ = self.sample(golden, name)
-        positive = int((golden[f"{name}.class_ids"] > 0).sum())
-        total = int((np.abs(golden[f"{name}.rois"]).sum(axis=-1) > 0).sum())
-        assert (len(rois.foreground), len(rois.boxes)) == (positive, total)
-
-    def test_mask_targets(self):
-        golden = load("detection_targets")
-        rois, _ = self.sample(golden, "all_full")
-        masks = np.stack([shape_mask((128, 128), *spec) for spec in golden["gt_specs"]])
-        objects = truth([[0, 0, 128, 128]] * len(masks), [1] * len(masks), masks=masks)
-        normalized = self.entry(golden, "all_full").boxes
-        own = rois.boxes[rois.foreground]
-        restored = decode(rois.deltas[rois.foreground], own, matterport().box_head.delta_std, None)
-        matched = np.abs(restored[:, None] - normalized).sum(axis=-1).argmin(axis=1)
-        found = mask_targets(
-            from_normalized(own, (128, 128)), objects, matched, (128, 128), 28, matterport().roi_targets
+        batch_size, fraction, mini, count, *mask_size = golden[f"{name}.cfg"]
+        preset = matterport(faithful=True)
+        config = vary(
+            preset.roi_targets,
+            {
+                "batch_size": int(batch_size),
+                "positive_fraction": float(fraction),
+                "mini_mask": preset.roi_targets.mini_mask if mini else None,
+            },
         )
-        shape = golden["all_full.masks_shape"]
-        stored = np.unpackbits(golden["all_full.masks_bits"])[: np.prod(shape)].reshape(shape)[0, : len(own)]
-        np.testing.assert_array_equal(found, stored)
+        first = 1 if name == "trunc_full" else 0
+        source = golden["nopos.proposals"][None] if name == "nopos" else golden["proposals"][first:]
+        source = source[: int(count)].astype(np.float64)
+        proposals = [from_normalized(from_yxyx(rows[rows.any(axis=1)]), (128, 128)) for rows in source]
+        rois = sample_rois(
+            [Proposals(boxes=boxes, scores=np.ones(len(boxes))) for boxes in proposals],
+            [self.entry(golden, name, index) for index in range(int(count))],
+            blank_images(128, 128, windows=[[0, 0, 128, 128]] * int(count)),
+            config, preset.box_head.delta_std, (int(mask_size[0]), int(mask_size[1])), Unshuffled(), extent="normalized",
+        )  # fmt: skip
+        masks = unpack(golden[f"{name}.masks_bits"], golden[f"{name}.masks_shape"])
+        start = 0
+        for index in range(int(count)):
+            own = np.flatnonzero(rois.images == index)
+            own = own[np.argsort(rois.classes[own] == 0, kind="stable")]
+            found = from_yxyx(to_normalized(rois.boxes[own], (128, 128)))
+            np.testing.assert_allclose(found, golden[f"{name}.rois"][index], rtol=0, atol=1e-15)
+            np.testing.assert_array_equal(rois.classes[own], golden[f"{name}.class_ids"][index])
+            positive = int((rois.classes[own] > 0).sum())
+            # computed in float32: coordinates up to 1 are known to 2^-24, and divided by an extent and a deviation
+            smallest = float((found[:positive, 2:] - found[:positive, :2]).min(initial=1))
+            deltas, stored = from_yxyx(rois.deltas[own]), golden[f"{name}.deltas"][index]
+            np.testing.assert_allclose(deltas, stored, rtol=0, atol=4 * 2.0**-24 / (0.1 * smallest))
+            np.testing.assert_array_equal(rois.masks[start : start + positive], masks[index, :positive])
+            assert not masks[index, positive:].any()
+            start += positive
+
+    def entry(self, golden, name, index) -> GroundTruth:
+        """The objects of an image; rows without a class are padding, and a crowd's class is negative."""
+        classes = golden[f"{name}.gt_class_ids"][index]
+        real = classes != 0
+        found = from_normalized(golden[f"{name}.gt_boxes_norm"][index][real].astype(np.float64), (128, 128)).round()
+        which = [np.flatnonzero((golden["gt_boxes_px"] == box).all(axis=1))[0] for box in found]
+        masks = shape_masks(golden["gt_specs"][which], (128, 128))
+        return truth(from_yxyx(found), abs(classes[real]), masks=masks, crowd=classes[real] < 0)
+
+    def test_padding_is_left_out(self):
+        """Without the mistake, only what was found trains the heads."""
+        proposals = [Proposals(boxes=boxes([0, 0, 8, 8], [40, 40, 50, 50]), scores=np.ones(2))]
+        entry = truth([[0, 0, 8, 9]], [2])
+        for faithful, expected in ((False, [2, 0]), (True, [2, 0, 0, 0, 0, 0])):
+            preset = matterport(faithful=faithful)
+            config = vary(preset.roi_targets, {"batch_size": 6})
+            rois = sample_rois(
+                proposals, [entry], blank_images(64, 64), config, preset.box_head.delta_std, None, Unshuffled(),
+                extent="normalized",
+            )  # fmt: skip
+            assert rois.classes.tolist() == expected
+            assert rois.boxes[2:].tolist() == [[0, 0, 1, 1]] * (len(expected) - 2)  # no extent but a pixel's
+            assert rois.foreground.tolist() == [0]
