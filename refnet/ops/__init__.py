@@ -30,7 +30,7 @@ from refnet.ops.linear import linear, matmul
 from refnet.ops.nms import batched_nms, nms
 from refnet.ops.pooling import avg_pool2d, max_pool2d, max_pool2d_forward, max_pool2d_grad
 from refnet.ops.reductions import max, mean, sum
-from refnet.ops.resize import resize_bilinear, resize_nearest, upsample_nearest
+from refnet.ops.resize import resize_bicubic, resize_bilinear, resize_nearest, upsample_nearest
 from refnet.ops.roi_align import roi_align, roi_align_forward, roi_align_grad_boxes, roi_align_grad_features
 from refnet.ops.roi_pool import roi_pool, roi_pool_forward, roi_pool_grad
 from refnet.ops.shape import concatenate, pad, reshape, stack, take, transpose
@@ -81,6 +81,7 @@ __all__ = [
     "relu_forward",
     "relu_grad",
     "reshape",
+    "resize_bicubic",
     "resize_bilinear",
     "resize_nearest",
     "roi_align",

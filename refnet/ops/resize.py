@@ -1,11 +1,12 @@
-"""Resizing images: nearest neighbour and bilinear, channels last.
+"""Resizing images: nearest neighbour, bilinear and bicubic, channels last.
 
 Both are separable: rows and columns are resampled by one small matrix each,
 
 .. math:: y_{n} = Y\\, x_{n}\\, X^{\\top} \\qquad \\bar x_n = Y^{\\top} \\bar y_n X
 
 so the adjoint is the same two matrices transposed. For bilinear interpolation a row of Y holds the hat function
-at the distance of each source row from the sampled coordinate; for nearest neighbour it holds a single one.
+at the distance of each source row from the sampled coordinate, for bicubic interpolation the cubic convolution kernel
+(Keys 1981, eq. 4); for nearest neighbour it holds a single one.
 """
 
 import numpy as np
@@ -90,6 +91,37 @@ def bilinear(source: int, size: int, *, align_corners: bool) -> Float[np.ndarray
     return hat
 
 
+def bicubic(source: int, size: int) -> Float[np.ndarray, "P S"]:
+    """The matrix that samples `source` pixels at `size` places: the cubic kernel around each, over four pixels.
+
+    A pixel beyond the outermost one is taken for a copy of it, so the outermost ones weigh what those would.
+    """
+    at = (np.arange(size) + 0.5) * source / size - 0.5
+    taps = np.floor(at)[:, None] + np.arange(-1, 3)  # P 4
+    weights: Array = np.zeros((size, source))
+    places = taps.clip(0, source - 1).astype(np.int64)
+    np.add.at(weights, (np.arange(size)[:, None], places), cubic_kernel(at[:, None] - taps))
+    return weights
+
+
+def cubic_kernel(distances: Float[np.ndarray, "*D"]) -> Float[np.ndarray, "*D"]:
+    """Keys' kernel at distances of up to 2 pixels.
+
+    .. math::
+        k(d) = \\begin{cases}
+            (a + 2) |d|^3 - (a + 3) |d|^2 + 1 & |d| \\le 1 \\\\
+            a |d|^3 - 5 a |d|^2 + 8 a |d| - 4 a & 1 < |d| \\le 2
+        \\end{cases}
+
+    Choice: the slope a at distance 1 is -3/4 (PyTorch, OpenCV); TensorFlow and Pillow take -1/2, which Keys shows to be
+    exact for parabolas.
+    """
+    a, d = -0.75, abs(distances)
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return np.where(d <= 1, near, far)
+
+
 def resize_nearest(x: Tensor, size: int | Pair) -> Tensor:
     """Resize images to `size` (rows, columns), every pixel a copy of one source pixel.
 
@@ -132,6 +164,20 @@ def resize_bilinear(x: Tensor, size: int | Pair, *, align_corners: bool = False)
         rows=bilinear(x.shape[1], rows, align_corners=align_corners),
         columns=bilinear(x.shape[2], columns, align_corners=align_corners),
     )
+
+
+def resize_bicubic(x: Tensor, size: int | Pair) -> Tensor:
+    """Resize images to `size` (rows, columns) by cubic convolution, which may leave the range of the pixels.
+
+    Choice: samples lie as in :func:`resize_bilinear` without `align_corners`, but aren't moved to the outer centres:
+    beyond these the outermost pixels are repeated. It doesn't average when it shrinks.
+
+    Raises:
+        ShapeError: x isn't (N, H, W, C), or has no pixels.
+        ArgumentError: `size` isn't positive.
+    """
+    rows, columns = _checked(x, size, "resize_bicubic")
+    return Separable()(x, rows=bicubic(x.shape[1], rows), columns=bicubic(x.shape[2], columns))
 
 
 def _checked(x: Tensor, size: int | Pair, what: str) -> Pair:

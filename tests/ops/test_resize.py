@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, ShapeError
-from refnet.ops import resize_bilinear, resize_nearest, upsample_nearest
+from refnet.ops import resize_bicubic, resize_bilinear, resize_nearest, upsample_nearest
 from refnet.testing import check_gradients
 from tests.geometry import pairs, seeds
 from tests.golden import matterport_rules
@@ -48,6 +48,12 @@ def test_bilinear_aligns_the_outer_centres_when_asked():
     np.testing.assert_array_equal(resize_bilinear(row(3, 6), (1, 1), align_corners=True).data.ravel(), [3])
 
 
+def test_bicubic_weighs_four_pixels():
+    """The kernel is 19/32 at a half and -3/32 at one and a half; outside of the image the outermost pixels go on."""
+    np.testing.assert_array_equal(resize_bicubic(row(32, 0, 0, 0), (1, 2)).data.ravel(), [19 - 3, 0])
+    np.testing.assert_array_equal(resize_bicubic(row(0, 32, 0, 0), (1, 2)).data.ravel(), [19, -3])
+
+
 # properties
 
 
@@ -56,6 +62,7 @@ def test_a_constant_stays(source, size, align_corners):
     x = Tensor(np.full((1, *source, 2), 0.7))
     assert (resize_nearest(x, size).data == 0.7).all()
     np.testing.assert_allclose(resize_bilinear(x, size, align_corners=align_corners).data, 0.7, rtol=1e-14)
+    np.testing.assert_allclose(resize_bicubic(x, size).data, 0.7, rtol=1e-14)
 
 
 @given(sizes, seeds, st.booleans())
@@ -63,6 +70,7 @@ def test_its_own_size_changes_nothing(size, seed, align_corners):
     x = np.random.default_rng(seed).standard_normal((2, *size, 2))
     np.testing.assert_array_equal(resize_nearest(Tensor(x), size).data, x)
     np.testing.assert_array_equal(resize_bilinear(Tensor(x), size, align_corners=align_corners).data, x)
+    np.testing.assert_array_equal(resize_bicubic(Tensor(x), size).data, x)
 
 
 @given(pairs(2, 8), pairs(2, 12))
@@ -94,7 +102,7 @@ def test_upsampling_is_resizing_by_whole_factors(source, factor):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [(4, 6), (3, 5)])
-@pytest.mark.parametrize("resize", [resize_nearest, resize_bilinear])
+@pytest.mark.parametrize("resize", [resize_nearest, resize_bilinear, resize_bicubic])
 def test_the_type_of_the_input_is_kept(resize, size, dtype):
     x = Tensor(np.ones((1, 2, 3, 2), dtype), requires_grad=True)
     y = resize(x, size)
@@ -104,7 +112,7 @@ def test_the_type_of_the_input_is_kept(resize, size, dtype):
 
 
 @pytest.mark.parametrize("size", [(4, 6), (3, 5)])
-@pytest.mark.parametrize("resize", [resize_nearest, resize_bilinear])
+@pytest.mark.parametrize("resize", [resize_nearest, resize_bilinear, resize_bicubic])
 def test_a_batch_may_be_empty(resize, size):
     x = Tensor(np.ones((0, 2, 3, 2)), requires_grad=True)
     y = resize(x, size)
@@ -122,6 +130,7 @@ def test_gradients(source, size, align_corners, seed):
     x = rng.standard_normal((2, *source, 2))
     check_gradients(lambda x: resize_nearest(x, size), x, rng=rng)
     check_gradients(lambda x: resize_bilinear(x, size, align_corners=align_corners), x, rng=rng)
+    check_gradients(lambda x: resize_bicubic(x, size), x, rng=rng)
 
 
 # other libraries
@@ -136,6 +145,7 @@ def test_equal_torch(torch, source, size, seed):
         (resize_nearest, {"mode": "nearest"}),
         (resize_bilinear, {"mode": "bilinear", "align_corners": False}),
         (lambda x, size: resize_bilinear(x, size, align_corners=True), {"mode": "bilinear", "align_corners": True}),
+        (resize_bicubic, {"mode": "bicubic", "align_corners": False}),
     ):
         x = Tensor(values, requires_grad=True)
         tx = torch.tensor(values.transpose(0, 3, 1, 2).copy(), requires_grad=True)
@@ -156,7 +166,7 @@ def test_upsampling_equals_keras():
 # errors
 
 
-@pytest.mark.parametrize("resize", [resize_nearest, resize_bilinear])
+@pytest.mark.parametrize("resize", [resize_nearest, resize_bilinear, resize_bicubic])
 def test_errors_say_what_was_expected(resize):
     with pytest.raises(ShapeError, match=r"expected x \(N, H, W, C\) with at least one pixel, got \(2, 2, 1\)"):
         resize(Tensor(np.ones((2, 2, 1))), 2)
