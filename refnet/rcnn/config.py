@@ -323,7 +323,7 @@ class RoiPoolConfig:
     """From a region of any size to features of one size (He et al. 2017, section 3, RoIAlign)."""
 
     size: int = 7
-    """Bins along each side of the pooled features: 7 for boxes, 14 for masks."""
+    """Bins along each side of the pooled features: 7 for boxes, 14 for masks and keypoints."""
     method: Literal["roi_align", "crop_and_resize", "roi_pool"] = "roi_align"
     """roi_align (T, D), crop_and_resize (M), roi_pool (Fast R-CNN, PF)."""
     sampling_ratio: int = 2
@@ -426,8 +426,30 @@ class MaskHeadConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeypointHeadConfig:
+    """Named points of an object, each a heat map inside of its region (He et al. 2017, section 5)."""
+
+    enabled: bool = False
+    """True: Keypoint R-CNN; mask_head.enabled says whether there are masks besides."""
+    num_keypoints: int = 17
+    """Points of an object; COCO's persons have 17."""
+    convolutions: int = 8
+    """3x3 convolutions before the transposed one."""
+    channels: int = 512
+    """Their width."""
+    scores: Literal["logit", "probability"] = "logit"
+    """How sure a point is: the heat map's logit there (T), or its softmax, 0 to 1, over the map before it is enlarged to
+    the region (D), so that large regions don't have smaller probabilities."""
+
+    def __post_init__(self) -> None:
+        check_choices("keypoint_head.", self)
+        check(self.convolutions >= 0, f"keypoint_head.convolutions must not be negative, got {self.convolutions}")
+        _check_fields_positive("keypoint_head.", self, "num_keypoints", "channels")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """What each of the five losses is divided by, and how they add up (He et al. 2017, section 3: L = Lcls + Lbox + Lmask)."""
+    """What each loss is divided by, and how they add up (He et al. 2017, section 3: L = Lcls + Lbox + Lmask)."""
 
     rpn_beta: float = 1.0 / 9.0
     """Where smooth L1 turns from square to linear: 1/9 (T), 1 (M, the paper), 0 (D: plain L1)."""
@@ -443,6 +465,10 @@ class LossConfig:
     mask_cross_entropy: Literal["logits", "keras", "tf_keras"] = "logits"
     """Of logits (T, D); or of probabilities clipped to [1e-7, 1 - 1e-7], beyond which there is no gradient: keras takes
     their logits again (M with Keras 2.0 to 2.2), tf_keras adds 1e-7 once more inside the logarithm."""
+    keypoint_denominator: Literal["visible", "fixed"] = "visible"
+    """visible: the points that lie in their region and are visible, a mean (T, D). fixed: as many as there would be at
+    most, images · roi_targets.batch_size · roi_targets.positive_fraction · keypoints, so that a point weighs the same
+    however many there are (D without NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS)."""
     rpn_class_weight: float = 1.0
     """What the RPN's class loss is multiplied by in the sum."""
     rpn_box_weight: float = 1.0
@@ -453,6 +479,8 @@ class LossConfig:
     """What the box head's box loss is multiplied by."""
     mask_weight: float = 1.0
     """What the mask loss is multiplied by."""
+    keypoint_weight: float = 1.0
+    """What the keypoint loss is multiplied by."""
 
     def __post_init__(self) -> None:
         check_choices("losses.", self)
@@ -515,8 +543,10 @@ class ModelConfig:
     roi_targets: RoiTargetConfig = field(default_factory=RoiTargetConfig)
     box_pool: RoiPoolConfig = field(default_factory=lambda: RoiPoolConfig(size=7))
     mask_pool: RoiPoolConfig = field(default_factory=lambda: RoiPoolConfig(size=14))
+    keypoint_pool: RoiPoolConfig = field(default_factory=lambda: RoiPoolConfig(size=14))
     box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
     mask_head: MaskHeadConfig = field(default_factory=MaskHeadConfig)
+    keypoint_head: KeypointHeadConfig = field(default_factory=KeypointHeadConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     detections: DetectionConfig = field(default_factory=DetectionConfig)
 

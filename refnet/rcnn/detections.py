@@ -7,9 +7,9 @@ from jaxtyping import Float, Int
 
 from refnet.arrays import Array
 from refnet.autograd import Tensor, no_grad
-from refnet.ops import batched_nms, resize_bilinear, sigmoid, softmax
+from refnet.ops import batched_nms, resize_bicubic, resize_bilinear, sigmoid, softmax
 from refnet.rcnn.boxes import Extent, clip_widened, decode, is_at_least, narrow, widen
-from refnet.rcnn.config import BoxHeadConfig, DetectionConfig, MaskHeadConfig
+from refnet.rcnn.config import BoxHeadConfig, DetectionConfig, KeypointHeadConfig, MaskHeadConfig
 from refnet.rcnn.masks import resize_bounded
 from refnet.rcnn.structures import BoxOutput, Detections, ImageBatch, class_channel
 
@@ -117,3 +117,31 @@ def paste_masks(
 def _resize(mask: Float[Array, "S S"], height: int, width: int) -> Float[Array, "h w"]:
     with no_grad():
         return resize_bilinear(Tensor(mask[None, :, :, None]), (height, width)).data[0, :, :, 0]
+
+
+def decode_keypoints(
+    maps: Float[Array, "D S S K"], boxes: Float[Array, "D 4"], config: KeypointHeadConfig
+) -> tuple[Float[Array, "D K 3"], Float[Array, "D K"]]:
+    """The points of each detection, (x, y, 1) in the boxes' pixels, and how sure each is.
+
+    The heat maps are enlarged to the box's size in whole pixels, rounded up, and a point lies in the middle of the
+    pixel with the greatest value (He et al. 2017, section 5; ``heatmaps_to_keypoints`` of torchvision and Detectron2).
+    A box narrower or lower than a pixel counts as one pixel.
+
+    Choice: enlarged bicubically. The score is the logit there, or the probability by a softmax that sums over the
+    small map, so that it doesn't depend on the box's size.
+    """
+    points, scores = np.ones((*maps.shape[:1], maps.shape[3], 3), maps.dtype), np.zeros(maps.shape[::3], maps.dtype)
+    sizes = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)  # D 2
+    for index, (small, size) in enumerate(zip(maps, sizes, strict=True)):
+        width, height = (int(v) for v in np.ceil(size))
+        with no_grad():
+            large = resize_bicubic(Tensor(small[None]), (height, width)).data.reshape(height * width, -1)
+        best = large.argmax(axis=0)  # K
+        pixels = np.stack([best % width, best // width], axis=1)  # K 2
+        points[index, :, :2] = (pixels + 0.5) * (size / (width, height)) + boxes[index, :2]
+        scores[index] = large.max(axis=0)
+    if config.scores == "probability":
+        with np.errstate(over="ignore"):  # a map that is far above its own maximum leaves a probability of 0
+            scores = 1 / np.exp(maps - scores[:, None, None]).sum(axis=(1, 2))
+    return points, scores

@@ -1,4 +1,4 @@
-"""The heads: class and box of a region (Lin et al. 2017, 4.2), and its mask (He et al. 2017, figure 4)."""
+"""The heads: class and box of a region (Lin et al. 2017, 4.2), its mask (He et al. 2017, figure 4), its keypoints."""
 
 import math
 from typing import Any
@@ -8,8 +8,8 @@ from jaxtyping import Float
 
 from refnet.autograd import Tensor
 from refnet.nn import Conv2d, ConvTranspose2d, Linear, Module, init
-from refnet.ops import relu, reshape
-from refnet.rcnn.config import BackboneConfig, BoxHeadConfig, MaskHeadConfig
+from refnet.ops import relu, reshape, resize_bilinear
+from refnet.rcnn.config import BackboneConfig, BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig
 from refnet.rcnn.layers import INITIALIZERS, conv_stack, convolve_regions, make_norms
 from refnet.rcnn.structures import BoxOutput, per_class_outputs
 
@@ -118,3 +118,39 @@ class MaskHead(Module):
         hidden = convolve_regions(self.convolutions, self.norms, pooled, training=training)
         logits: Tensor = self.logits(relu(self.upsample(hidden)))
         return logits
+
+
+class KeypointHead(Module):
+    """Convolutions, a transposed convolution to one map for each point, and the same maps at twice the resolution.
+
+    The maps are those of the object, whatever its class (He et al. 2017, section 5). Weights start as torchvision's and
+    Detectron2's do: normal by the fan out, and behind the transposed convolution by what these call its fan out, which
+    is the fan in here (:mod:`refnet.nn.init`).
+    """
+
+    UPSCALE = 4  # of the pooled features: twice by the transposed convolution, twice by interpolation
+
+    def __init__(
+        self, in_channels: int, config: KeypointHeadConfig, *, rng: np.random.Generator, dtype: Any = np.float32
+    ) -> None:
+        weight_init = INITIALIZERS["kaiming_fan_out"]
+        self.convolutions = conv_stack(
+            in_channels, config.channels, config.convolutions, bias=True, weight_init=weight_init, rng=rng, dtype=dtype
+        )
+        inputs = config.channels if config.convolutions else in_channels
+        self.upsample = ConvTranspose2d(
+            inputs,
+            config.num_keypoints,
+            4,
+            stride=2,
+            padding=1,
+            weight_init=init.kaiming_normal(),
+            rng=rng,
+            dtype=dtype,
+        )
+
+    def __call__(self, pooled: Float[Tensor, "R P P C"]) -> Float[Tensor, "R S S K"]:
+        """Heat maps of each region, S = 4 P: the logits of where each point lies."""
+        hidden = convolve_regions(self.convolutions, [], pooled, training=False)
+        maps = self.upsample(hidden)  # R 2P 2P K
+        return resize_bilinear(maps, (2 * maps.shape[1], 2 * maps.shape[2]))

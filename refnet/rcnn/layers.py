@@ -71,7 +71,7 @@ def convolve_regions(
     return x
 
 
-_HEADS = r"(fpn|rpn|box_head|mask_head)\..*"
+_HEADS = r"(fpn|rpn|box_head|mask_head|keypoint_head)\..*"
 
 
 def _from_conv(first: int) -> str:

@@ -1,5 +1,6 @@
-"""The five losses (He et al. 2017, section 3; Ren et al. 2015, eq. 1; Girshick 2015, eqs. 1-3)."""
+"""The losses (He et al. 2017, sections 3 and 5; Ren et al. 2015, eq. 1; Girshick 2015, eqs. 1-3)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,9 +19,10 @@ from refnet.ops import (
     reshape,
     sigmoid,
     smooth_l1,
+    transpose,
 )
 from refnet.ops import sum as add_up
-from refnet.rcnn.config import BoxHeadConfig, LossConfig, MaskHeadConfig
+from refnet.rcnn.config import BoxHeadConfig, LossConfig, MaskHeadConfig, RoiTargetConfig
 from refnet.rcnn.structures import IGNORE, AnchorTargets, BoxOutput, Rois, RpnOutput, class_channel
 
 KERAS_EPSILON = 1e-7  # how near to 0 and 1 Keras lets probabilities come
@@ -28,7 +30,7 @@ KERAS_EPSILON = 1e-7  # how near to 0 and 1 Keras lets probabilities come
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """The five losses, each a scalar, unweighted, and their weighted sum.
+    """The losses, each a scalar, unweighted, and their weighted sum.
 
     Attributes:
         rpn_class: is there an object at an anchor?
@@ -36,6 +38,7 @@ class Losses:
         class_: which class has a region?
         box: how far is its box from the object?
         mask: which pixels belong to it? None without a mask head.
+        keypoint: where are its points? None without a keypoint head.
         total: the sum by the configured weights; its gradient trains the network.
     """
 
@@ -44,6 +47,7 @@ class Losses:
     class_: Tensor
     box: Tensor
     mask: Tensor | None
+    keypoint: Tensor | None
     total: Tensor
 
     def as_dict(self) -> dict[str, float]:
@@ -57,6 +61,8 @@ class Losses:
         }
         if self.mask is not None:
             values["mask_loss"] = self.mask.item()
+        if self.keypoint is not None:
+            values["keypoint_loss"] = self.keypoint.item()
         return values
 
 
@@ -177,12 +183,42 @@ def clipped_cross_entropy(
     return -add_up(gain) / float(max(gain.size, 1))
 
 
+def keypoint_loss(
+    logits: Float[Tensor, "F S S K"], targets: Int[Array, "F K"], images: int, config: LossConfig, rois: RoiTargetConfig
+) -> Tensor:
+    """Cross entropy of the softmax over a point's whole heat map with the one location where it is (He et al. 2017, 5).
+
+    .. math:: L = \\frac{1}{D} \\sum_{f,k\\ \\mathrm{visible}} \\mathrm{CE}(m_{f,k}, t_{f,k})
+
+    Points that aren't visible in their region get no gradient; without any the loss is 0.
+
+    Choice: D is the number of visible points, so an object with few weighs as much as one with many, or fixed, as many
+    points as `images` images could have.
+    """
+    maps = reshape(transpose(logits, (0, 3, 1, 2)), (targets.size, math.prod(logits.shape[1:3])))  # F·K S·S
+    places = targets.reshape(-1)
+    visible = np.flatnonzero(places != IGNORE)
+    total = cross_entropy(maps[visible], places[visible], reduction="sum")
+    count = float(len(visible))
+    if config.keypoint_denominator == "fixed":
+        count = images * rois.batch_size * rois.positive_fraction * targets.shape[1]
+    return total / max(count, 1.0)
+
+
 def add_losses(
-    rpn: tuple[Tensor, Tensor], box: tuple[Tensor, Tensor], mask: Tensor | None, config: LossConfig
+    rpn: tuple[Tensor, Tensor],
+    box: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+    keypoint: Tensor | None,
+    config: LossConfig,
 ) -> Losses:
-    """The record of all five, and their weighted sum."""
+    """The record of all of them, and their weighted sum."""
     total = rpn[0] * config.rpn_class_weight + rpn[1] * config.rpn_box_weight
     total = total + box[0] * config.class_weight + box[1] * config.box_weight
     if mask is not None:
         total = total + mask * config.mask_weight
-    return Losses(rpn_class=rpn[0], rpn_box=rpn[1], class_=box[0], box=box[1], mask=mask, total=total)
+    if keypoint is not None:
+        total = total + keypoint * config.keypoint_weight
+    return Losses(
+        rpn_class=rpn[0], rpn_box=rpn[1], class_=box[0], box=box[1], mask=mask, keypoint=keypoint, total=total
+    )

@@ -14,10 +14,10 @@ from refnet.nn import Module
 from refnet.rcnn.anchors import make_anchors
 from refnet.rcnn.attached_targets import attach_box_targets
 from refnet.rcnn.config import ModelConfig
-from refnet.rcnn.detections import own_masks, paste_masks, select_detections
+from refnet.rcnn.detections import decode_keypoints, own_masks, paste_masks, select_detections
 from refnet.rcnn.fpn import FPN
-from refnet.rcnn.heads import BoxHead, MaskHead
-from refnet.rcnn.losses import Losses, add_losses, box_losses, mask_loss, rpn_losses
+from refnet.rcnn.heads import BoxHead, KeypointHead, MaskHead
+from refnet.rcnn.losses import Losses, add_losses, box_losses, keypoint_loss, mask_loss, rpn_losses
 from refnet.rcnn.proposals import propose
 from refnet.rcnn.resnet import ResNet
 from refnet.rcnn.roi_pool import pool_rois
@@ -25,14 +25,20 @@ from refnet.rcnn.rpn import RPN
 from refnet.rcnn.structures import Detections, GroundTruth, ImageBatch
 from refnet.rcnn.targets import assign_anchors, sample_rois
 from refnet.rcnn.trace import NO_TRACE, Trace
-from refnet.rcnn.transform import prepare_images, prepare_proposals, prepare_truth, restore_boxes
+from refnet.rcnn.transform import (
+    prepare_images,
+    prepare_proposals,
+    prepare_truth,
+    restore_boxes,
+    restore_keypoints,
+)
 from refnet.rcnn.vgg import VGG
 
 BACKBONES: dict[str, type[ResNet] | type[VGG]] = {"resnet": ResNet, "vgg": VGG}
 
 
 class MaskRCNN(Module):
-    """Faster R-CNN with a mask head (He et al. 2017) over a feature pyramid (Lin et al. 2017).
+    """Faster R-CNN with a mask head, a keypoint head, both (He et al. 2017) or neither, over a feature pyramid (Lin et al. 2017).
 
     Args:
         config: every choice, stage by stage.
@@ -55,6 +61,9 @@ class MaskRCNN(Module):
             if config.mask_head.enabled
             else None
         )
+        self.keypoint_head = (
+            KeypointHead(width, config.keypoint_head, rng=rng, dtype=dtype) if config.keypoint_head.enabled else None
+        )
 
     def prepare(self, images: Sequence[Shaped[Array, "_ _ _"]]) -> ImageBatch:
         """Images (H, W, C), values 0 to 255, as the network's input."""
@@ -74,7 +83,7 @@ class MaskRCNN(Module):
         proposals: Sequence[Float[Array, "_ 4"]] | None = None,
         trace: Trace = NO_TRACE,
     ) -> Losses:
-        """The five losses on a batch of images of any sizes; ``losses(...).total.backward()`` gives all gradients.
+        """The losses on a batch of images of any sizes; ``losses(...).total.backward()`` gives all gradients.
 
         Batch norms, where the config has any, use the batch's statistics and move their running ones.
 
@@ -87,7 +96,8 @@ class MaskRCNN(Module):
             trace: receives every intermediate by name.
 
         Raises:
-            ArgumentError: masks are missing that a mask head needs, or a class is above ``config.num_classes``.
+            ArgumentError: masks or keypoints are missing that a head needs, objects have another number of keypoints
+                than ``config.keypoint_head`` says, or a class is above ``config.num_classes``.
             ShapeError: images, or masks, have the wrong shape, or there isn't one entry of `truth`, or of `proposals`,
                 per image.
         """
@@ -111,9 +121,12 @@ class MaskRCNN(Module):
         )
         see("proposals", proposed)
         mask_size = 2 * config.mask_pool.size if self.mask_head is not None else None
+        keypoint_maps = None
+        if self.keypoint_head is not None:
+            keypoint_maps = config.keypoint_head.num_keypoints, KeypointHead.UPSCALE * config.keypoint_pool.size
         rois = sample_rois(
             proposed, truth, batch, config.roi_targets, config.box_head.delta_std, mask_size, rng,
-            extent=config.box_extent,
+            keypoint_maps=keypoint_maps, extent=config.box_extent,
         )  # fmt: skip
         if not config.roi_targets.detach:
             rois = attach_box_targets(
@@ -124,23 +137,35 @@ class MaskRCNN(Module):
         pooled = see("box_pool", pool_rois(pyramid, rois.boxes, rois.images, batch.size, config.box_pool))
         output = see("box_head", self.box_head(pooled, training=True))
         box = box_losses(output, rois, config.losses, config.box_head)
-        mask = None
+        mask = keypoint = None
+        boxes, index = rois.boxes[rois.foreground], rois.images[rois.foreground]
         if self.mask_head is not None and rois.masks is not None:
-            boxes, index = rois.boxes[rois.foreground], rois.images[rois.foreground]
             pooled = see("mask_pool", pool_rois(pyramid, boxes, index, batch.size, config.mask_pool))
             logits = see("mask_head.logits", self.mask_head(pooled, training=True))
             mask = mask_loss(logits, rois, rois.masks, config.losses, config.box_head, config.mask_head)
-        return see("losses", add_losses(rpn_losses(rpn, anchor_targets, config.losses), box, mask, config.losses))
+        if self.keypoint_head is not None and rois.keypoints is not None:
+            pooled = see("keypoint_pool", pool_rois(pyramid, boxes, index, batch.size, config.keypoint_pool))
+            logits = see("keypoint_head.logits", self.keypoint_head(pooled))
+            keypoint = keypoint_loss(logits, rois.keypoints, len(batch), config.losses, config.roi_targets)
+        rpn_parts = rpn_losses(rpn, anchor_targets, config.losses)
+        return see("losses", add_losses(rpn_parts, box, mask, keypoint, config.losses))
 
     def _check_truth(self, truth: Sequence[GroundTruth]) -> None:
         if self.mask_head is not None and any(entry.masks is None for entry in truth if len(entry)):
             raise ArgumentError("losses: a model with a mask head needs the masks of all objects, got some without")
+        if self.keypoint_head is not None:
+            wanted = self.config.keypoint_head.num_keypoints
+            counts = {0 if e.keypoints is None else e.keypoints.shape[1] for e in truth if len(e)} - {wanted}
+            if counts:
+                raise ArgumentError(
+                    f"losses: a model with a keypoint head needs {wanted} keypoints of every object, got {min(counts)}"
+                )
         highest = max((int(entry.classes.max()) for entry in truth if len(entry)), default=0)
         if highest > self.config.num_classes:
             raise ArgumentError(f"losses: classes must be from 1 to {self.config.num_classes}, got {highest}")
 
     def detect(self, images: Sequence[Shaped[Array, "_ _ _"]], *, trace: Trace = NO_TRACE) -> list[Detections]:
-        """The objects in images (H, W, C) of any sizes, values 0 to 255; boxes and masks in their own pixels.
+        """The objects in images (H, W, C) of any sizes, values 0 to 255; boxes, masks and keypoints in their own pixels.
 
         `trace` receives every intermediate by name.
         """
@@ -161,18 +186,30 @@ class MaskRCNN(Module):
                 output, boxes, batch, config.box_head, config.detections, extent=config.box_extent
             )
             see("detections", found)
+            boxes = [entry.boxes for entry in found]
+            joined, index = np.concatenate(boxes), image_index(boxes)
+            ends = np.cumsum([len(entry) for entry in found])[:-1]  # of each image's detections in the row of all
             masks: list[Array] | list[None] = [None] * len(found)
             if self.mask_head is not None:
-                boxes = [entry.boxes for entry in found]
-                pooled = pool_rois(pyramid, np.concatenate(boxes), image_index(boxes), batch.size, config.mask_pool)
-                see("mask_pool", pooled)
+                pooled = see("mask_pool", pool_rois(pyramid, joined, index, batch.size, config.mask_pool))
                 logits = see("mask_head.logits", self.mask_head(pooled, training=False))
                 classes = np.concatenate([entry.classes for entry in found])
                 own = own_masks(logits, classes, config.box_head, config.mask_head)
-                masks = np.split(own, np.cumsum([len(entry) for entry in found])[:-1])
+                masks = np.split(own, ends)
+            if self.keypoint_head is not None:
+                pooled = see("keypoint_pool", pool_rois(pyramid, joined, index, batch.size, config.keypoint_pool))
+                maps = see("keypoint_head.logits", self.keypoint_head(pooled))
+                points, scores = decode_keypoints(maps.data, joined, config.keypoint_head)
+                found = [
+                    replace(entry, keypoints=own_points, keypoint_scores=own_scores)
+                    for entry, own_points, own_scores in zip(
+                        found, np.split(points, ends), np.split(scores, ends), strict=True
+                    )
+                ]
+                see("keypoints", [(entry.keypoints, entry.keypoint_scores) for entry in found])
         results = [
-            self._restored(entry, own, batch, index)
-            for index, (entry, own) in enumerate(zip(found, masks, strict=True))
+            self._restored(entry, own, batch, number)
+            for number, (entry, own) in enumerate(zip(found, masks, strict=True))
         ]
         return see("results", results)
 
@@ -183,7 +220,8 @@ class MaskRCNN(Module):
         pasted = None
         if masks is not None:
             pasted = paste_masks(masks, boxes, batch.original_sizes[index], self.config.detections)
-        return replace(found, boxes=boxes, masks=pasted)
+        points = None if found.keypoints is None else restore_keypoints(found.keypoints, batch, index)
+        return replace(found, boxes=boxes, masks=pasted, keypoints=points)
 
 
 def image_index(boxes: Sequence[Shaped[Array, "_ 4"]]) -> Shaped[Array, " R"]:

@@ -15,6 +15,7 @@ from refnet.rcnn.config import (
     DetectionConfig,
     FpnConfig,
     InputConfig,
+    KeypointHeadConfig,
     LossConfig,
     MaskHeadConfig,
     ModelConfig,
@@ -48,6 +49,19 @@ def torchvision_v2(num_classes: int = 90) -> ModelConfig:
         rpn=replace(config.rpn, convolutions=2),
         box_head=replace(config.box_head, convolutions=4, layers=1, conv_bias=False, norm="batch"),
         mask_head=replace(config.mask_head, conv_bias=False, norm="batch"),
+    )
+
+
+def torchvision_keypoints(num_classes: int = 1, num_keypoints: int = 17) -> ModelConfig:
+    """``torchvision.models.detection.keypointrcnn_resnet50_fpn``: persons and their points, no masks.
+
+    That model's training resizes each image to a shorter side drawn from 640 to 800; here it is always 800, as in its
+    evaluation.
+    """
+    return replace(
+        torchvision(num_classes),
+        mask_head=MaskHeadConfig(enabled=False),
+        keypoint_head=KeypointHeadConfig(enabled=True, num_keypoints=num_keypoints),
     )
 
 
@@ -116,6 +130,7 @@ def matterport(num_classes: int = 80, *, faithful: bool = False) -> ModelConfig:
         ),
         box_pool=_matterport_pool(7),
         mask_pool=_matterport_pool(14),
+        keypoint_pool=_matterport_pool(14),
         box_head=BoxHeadConfig(
             kind="conv", norm="frozen_statistics", delta_clamp=None, initialization="glorot_uniform"
         ),
@@ -157,6 +172,7 @@ def paper(num_classes: int = 80) -> ModelConfig:
         roi_targets=RoiTargetConfig(mask_values="threshold"),
         box_pool=RoiPoolConfig(size=7, level_epsilon=0.0),
         mask_pool=RoiPoolConfig(size=14, level_epsilon=0.0),
+        keypoint_pool=RoiPoolConfig(size=14, level_epsilon=0.0),
         losses=LossConfig(rpn_beta=1.0, box_beta=1.0),
         detections=DetectionConfig(min_size=0.0),
     )
@@ -177,8 +193,10 @@ def shapes(num_classes: int = 3) -> ModelConfig:
         roi_targets=RoiTargetConfig(batch_size=64, mask_values="threshold"),
         box_pool=RoiPoolConfig(size=7, aligned=True, canonical_size=64.0, canonical_level=3),
         mask_pool=RoiPoolConfig(size=14, aligned=True, canonical_size=64.0, canonical_level=3),
+        keypoint_pool=RoiPoolConfig(size=14, aligned=True, canonical_size=64.0, canonical_level=3),
         box_head=BoxHeadConfig(channels=256),
         mask_head=MaskHeadConfig(convolutions=2, channels=64),
+        keypoint_head=KeypointHeadConfig(num_keypoints=4, convolutions=2, channels=64),
         detections=DetectionConfig(limit=20),
     )
 
@@ -186,6 +204,7 @@ def shapes(num_classes: int = 3) -> ModelConfig:
 PRESETS: dict[str, Callable[..., ModelConfig]] = {
     "torchvision": torchvision,
     "torchvision_v2": torchvision_v2,
+    "torchvision_keypoints": torchvision_keypoints,
     "matterport": matterport,
     "paper": paper,
     "shapes": shapes,

@@ -29,9 +29,12 @@ class GroundTruth:
         masks: (G, H, W), whether a pixel belongs to the object; None when only boxes are known.
         crowd: (G,), whether the entry stands for a group of objects (COCO's ``iscrowd``).
         active_classes: (K + 1,), which classes, the background first, the image's data set knows at all; None: all.
+        keypoints: (G, K, 3), each point's x, y and visibility: 0 not labelled, when x and y mean nothing, else labelled (COCO
+            writes 1 for a hidden point, 2 for one that is seen); None when none are known.
 
     Raises:
-        DataError: extents don't agree, a class is below 1, or a box has no area (its logarithm would be NaN).
+        DataError: extents don't agree, a class is below 1, a box has no area (its logarithm would be NaN), or a labelled
+            keypoint isn't finite.
     """
 
     boxes: Float[Array, "G 4"]
@@ -39,10 +42,11 @@ class GroundTruth:
     masks: Bool[Array, "G H W"] | None
     crowd: Bool[Array, " G"]
     active_classes: Bool[Array, " _"] | None = None
+    keypoints: Float[Array, "G K 3"] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
-        others = {"classes": self.classes, "masks": self.masks, "crowd": self.crowd}
+        others = {"classes": self.classes, "masks": self.masks, "crowd": self.crowd, "keypoints": self.keypoints}
         for name, array in others.items():
             if array is not None and len(array) != count:
                 raise DataError(f"ground truth: {name} must have one entry per box, expected {count}, got {len(array)}")
@@ -54,6 +58,14 @@ class GroundTruth:
             raise DataError(
                 f"ground truth: box {index} must have a positive width and height, got {self.boxes[index].tolist()}"
             )
+        if self.keypoints is not None:
+            strange = ~np.isfinite(self.keypoints).all(axis=2) & (self.keypoints[..., 2] != 0)
+            if strange.any():
+                index, point = (int(v) for v in np.argwhere(strange)[0])
+                raise DataError(
+                    f"ground truth: keypoint {point} of object {index} must be finite, "
+                    f"got {self.keypoints[index, point].tolist()}"
+                )
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -66,6 +78,7 @@ class GroundTruth:
             masks=None if self.masks is None else self.masks[which],
             crowd=self.crowd[which],
             active_classes=self.active_classes,
+            keypoints=None if self.keypoints is None else self.keypoints[which],
         )
 
     @staticmethod
@@ -167,6 +180,8 @@ class Rois:
         objects: (F, 4), the box of the object of each foreground region.
         sources: (R,), the anchor that each region was decoded from, as in :class:`Proposals`; -1 for others.
         active_classes: (N, K + 1), as in :class:`GroundTruth`, for each image; None: all classes of all images.
+        keypoints: (F, K), where each point of the matched object lies in the heat map of its region, row · side +
+            column, or -1 if it isn't visible there; None without keypoints.
     """
 
     boxes: Float[Array, "R 4"]
@@ -175,6 +190,7 @@ class Rois:
     deltas: Float[Array, "R 4"] | Float[Tensor, "R 4"]
     foreground: Int[Array, " F"]
     masks: Float[Array, "F S T"] | None
+    keypoints: Int[Array, "F K"] | None = None
     objects: Float[Array, "F 4"] | None = None
     sources: Int[Array, " R"] | None = None
     active_classes: Bool[Array, "N K1"] | None = None
@@ -202,12 +218,16 @@ class Detections:
         classes: (D,), from 1.
         scores: (D,), probabilities.
         masks: (D, H, W): bool when thresholded, probabilities when soft; None without a mask head.
+        keypoints: (D, K, 3), each point's x, y in pixels of the original image, and 1; None without a keypoint head.
+        keypoint_scores: (D, K), how sure each point is: a logit, or a probability.
     """
 
     boxes: Float[Array, "D 4"]
     classes: Int[Array, " D"]
     scores: Float[Array, " D"]
     masks: Num[Array, "D H W"] | Bool[Array, "D H W"] | None
+    keypoints: Float[Array, "D K 3"] | None = None
+    keypoint_scores: Float[Array, "D K"] | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -129,12 +129,14 @@ def sample_rois(
     mask_size: int | Pair | None,
     rng: np.random.Generator,
     *,
+    keypoint_maps: tuple[int, int] | None = None,
     extent: Extent = "continuous",
 ) -> Rois:
     """Choose the regions that train the heads, and say what the heads should answer.
 
     A region belongs to the object that it overlaps most, if by ``positive_iou`` at least; otherwise it is
-    background. `mask_size` is the side of the mask targets, or their height and width, None where there is no mask head.
+    background. `mask_size` is the side of the mask targets, or their height and width, None where there is no mask head;
+    `keypoint_maps` says how many heat maps a region has and their side, None where there is no keypoint head.
 
     Choice: the true boxes may join the proposals; background fills the batch up, or stands in a fixed ratio to the
     regions with an object, and then boxes without extent may fill it up.
@@ -156,11 +158,15 @@ def sample_rois(
         masks = None
         if mask_size is not None:
             masks = mask_targets(boxes[foreground], objects, matched[foreground], images.size, mask_size, config)
+        points = None
+        if keypoint_maps is not None:
+            points = keypoint_targets(boxes[foreground], objects, matched[foreground], *keypoint_maps)
         missing = max(config.batch_size - len(boxes), 0) if config.padding == "zeros" else 0
         padding = narrow(np.zeros((missing, 4), boxes.dtype), extent)
         parts.append((
             np.concatenate([boxes, padding]), np.full(len(boxes) + missing, index), np.pad(classes, (0, missing)),
-            np.pad(deltas, ((0, missing), (0, 0))), goal, np.pad(sources[chosen], (0, missing), constant_values=-1), masks,
+            np.pad(deltas, ((0, missing), (0, 0))), goal, np.pad(sources[chosen], (0, missing), constant_values=-1),
+            masks, points,
         ))  # fmt: skip
     boxes, image, classes, deltas, goal, source = (np.concatenate([part[i] for part in parts]) for i in range(6))
     return Rois(
@@ -170,6 +176,7 @@ def sample_rois(
         deltas=deltas,
         foreground=np.flatnonzero(classes > 0),
         masks=None if mask_size is None else np.concatenate([part[6] for part in parts if part[6] is not None]),
+        keypoints=None if keypoint_maps is None else np.concatenate([p[7] for p in parts if p[7] is not None]),
         objects=goal,
         sources=source,
         active_classes=_active_classes(truth),
@@ -258,3 +265,30 @@ def binarize(values: Float[Array, "*S"], rule: Literal["soft", "round", "thresho
     if rule == "round":
         return np.round(values)
     return (values >= 0.5).astype(values.dtype)
+
+
+def keypoint_targets(
+    boxes: Float[Array, "F 4"], objects: GroundTruth, matched: Int[Array, " F"], count: int, size: int
+) -> Int[Array, "F K"]:
+    """Where each of `count` points of each box's object lies in a heat map of `size` squared: row · size + column.
+
+    A box (x1, y1, x2, y2) is divided into cells, the point belongs to the cell that it lies in,
+
+    .. math:: \\lfloor (x - x_1)\\, s / (x_2 - x_1) \\rfloor, \\quad \\lfloor (y - y_1)\\, s / (y_2 - y_1) \\rfloor
+
+    and a point exactly on the right or lower edge to the last one. A point outside of the box, or that isn't visible
+    (0), has no target: -1. So has every point of an object without keypoints, which only an image without objects may
+    have where others have them.
+    """
+    if objects.keypoints is None or not len(boxes):
+        return np.full((len(boxes), count), IGNORE)
+    points = objects.keypoints[matched]  # F K 3
+    positions = points[..., :2].astype(boxes.dtype)
+    corner, opposite = boxes[:, None, :2], boxes[:, None, 2:]
+    labelled = points[..., 2] > 0
+    with np.errstate(invalid="ignore"):  # what isn't labelled may be NaN
+        cells = np.floor((positions - corner) * (size / (opposite - corner)))
+    cells[positions == opposite] = size - 1
+    valid = labelled & ((cells >= 0) & (cells < size)).all(axis=-1)
+    cells = np.where(valid[..., None], cells, 0).astype(np.int64)
+    return np.where(valid, cells[..., 1] * size + cells[..., 0], IGNORE)

@@ -99,7 +99,7 @@ def _resize(image: Float[Array, "H W C"], size: tuple[int, int]) -> Float[Array,
 
 
 def prepare_truth(truth: Sequence[GroundTruth], images: ImageBatch) -> list[GroundTruth]:
-    """Move the ground truth as its images were moved: boxes scaled and shifted, masks resized and padded.
+    """Move the ground truth as its images were moved: boxes and keypoints scaled and shifted, masks resized and padded.
 
     Masks are resized by nearest neighbour: row i of the result is row floor(i · H / h) of the original.
     """
@@ -119,8 +119,11 @@ def prepare_truth(truth: Sequence[GroundTruth], images: ImageBatch) -> list[Grou
             whole = np.zeros((len(masks), *images.size), bool)
             whole[:, top:bottom, left:right] = masks[:, rows[:, None], cols]
             masks = whole
-        boxes = _moved_boxes(entry.boxes.astype(scale.dtype), window, scale)
-        moved.append(replace(entry, boxes=boxes, masks=masks))
+        boxes, points = _moved_boxes(entry.boxes.astype(scale.dtype), window, scale), entry.keypoints
+        if points is not None:
+            points = points.astype(scale.dtype)
+            points = np.concatenate([points[..., :2] * scale + window[:2], points[..., 2:]], axis=-1)
+        moved.append(replace(entry, boxes=boxes, masks=masks, keypoints=points))
     return moved
 
 
@@ -144,8 +147,19 @@ def _moved_boxes(
 
 def restore_boxes(boxes: Float[Array, "D 4"], images: ImageBatch, index: int) -> Float[Array, "D 4"]:
     """Boxes of the network's input in pixels of image `index` as it was given."""
+    offset, scale = _way_back(images, index, boxes.dtype)
+    restored: Array = (boxes - np.concatenate([offset, offset])) * np.concatenate([scale, scale])
+    return restored
+
+
+def restore_keypoints(points: Float[Array, "D K 3"], images: ImageBatch, index: int) -> Float[Array, "D K 3"]:
+    """Keypoints (x, y, visibility) of the network's input in pixels of image `index` as it was given."""
+    offset, scale = _way_back(images, index, points.dtype)
+    return np.concatenate([(points[..., :2] - offset) * scale, points[..., 2:]], axis=-1)
+
+
+def _way_back(images: ImageBatch, index: int, dtype: Any) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
+    """What to subtract from a point (x, y) of the network's input, and what to multiply it by then."""
     window, (height, width) = images.windows[index], images.original_sizes[index]
     left, top, right, bottom = window.tolist()
-    scale = _ratios((width, height), (right - left, bottom - top)).astype(boxes.dtype)
-    restored: Array = (boxes - np.concatenate([window[:2], window[:2]])) * np.concatenate([scale, scale])
-    return restored
+    return window[:2], _ratios((width, height), (right - left, bottom - top)).astype(dtype)

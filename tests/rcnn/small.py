@@ -49,6 +49,11 @@ def shrink(config: ModelConfig) -> ModelConfig:
             "box_head.conv_channels": 8,
             "mask_head.convolutions": 1,
             "mask_head.channels": 8,
+            "keypoint_pool.size": 4,
+            "keypoint_pool.canonical_size": 24.0,
+            "keypoint_head.num_keypoints": 3,
+            "keypoint_head.convolutions": 1,
+            "keypoint_head.channels": 8,
             "detections.limit": 4,
         },
     )
@@ -57,7 +62,10 @@ def shrink(config: ModelConfig) -> ModelConfig:
 def scene(
     height: int, width: int, *, channels: int = 3, objects: int = 2, seed: int = 0
 ) -> tuple[np.ndarray, GroundTruth]:
-    """An image of noise with brighter rectangles, and their boxes, classes and masks."""
+    """An image of noise with brighter rectangles, and their boxes, classes, masks and three keypoints.
+
+    These are the upper left corner, the middle of the right edge, and one that is labelled on the first object only.
+    """
     rng = np.random.default_rng(seed)
     image = rng.uniform(0, 96, (height, width, channels))
     boxes, masks = [], np.zeros((objects, height, width), bool)
@@ -67,7 +75,11 @@ def scene(
         image[y1:y2, x1:x2] += rng.uniform(40, 140, channels)
         masks[index, y1:y2, x1:x2] = True
         boxes.append([x1, y1, x2, y2])
-    return image, truth(boxes, rng.integers(1, 4, objects), masks=masks)
+    points = [
+        [[x1 + 0.5, y1 + 0.5, 2], [x2 - 0.5, (y1 + y2) / 2, 1], [x1 + 1, y2 - 1, 2 if index == 0 else 0]]
+        for index, (x1, y1, x2, y2) in enumerate(boxes)
+    ]
+    return image, truth(boxes, rng.integers(1, 4, objects), masks=masks, keypoints=np.array(points, np.float64))
 
 
 def truth(
@@ -76,6 +88,7 @@ def truth(
     *,
     masks: np.ndarray | None = None,
     crowd: Sequence[bool] | None = None,
+    keypoints: np.ndarray | None = None,
 ) -> GroundTruth:
     """Ground truth from lists, in float64."""
     return GroundTruth(
@@ -83,6 +96,7 @@ def truth(
         classes=np.asarray(classes, np.int64).reshape(-1),
         masks=masks,
         crowd=np.zeros(len(boxes), bool) if crowd is None else np.asarray(crowd, bool),
+        keypoints=keypoints,
     )
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from refnet.autograd import Tensor
 from refnet.rcnn.boxes import from_yxyx
-from refnet.rcnn.config import BoxHeadConfig, DetectionConfig, MaskHeadConfig
-from refnet.rcnn.detections import class_scores, own_masks, paste_masks, select_detections
+from refnet.rcnn.config import BoxHeadConfig, DetectionConfig, KeypointHeadConfig, MaskHeadConfig
+from refnet.rcnn.detections import class_scores, decode_keypoints, own_masks, paste_masks, select_detections
 from refnet.rcnn.presets import matterport
 from refnet.rcnn.structures import BoxOutput
 from tests.golden.matterport_rules import load, normal
@@ -32,6 +32,58 @@ def heads(probabilities, deltas=None, boxes_per_region=None) -> BoxOutput:
 
 def run(output, boxes, config=PLAIN, head=HEAD, images=IMAGE, extent="continuous"):
     return select_detections(output, [boxes], images, head, config, extent=extent)[0]
+
+
+class TestKeypoints:
+    def maps(self, *peaks, size=8, height=5.0) -> np.ndarray:
+        """One detection's maps, each flat but for a peak at (column, row)."""
+        maps = np.zeros((1, size, size, len(peaks)))
+        for point, (column, row) in enumerate(peaks):
+            maps[0, row, column, point] = height
+        return maps
+
+    def test_a_point_lies_in_the_middle_of_its_pixel(self):
+        box = np.array([[10.0, 20, 18, 28]])  # as large as the map
+        points, scores = decode_keypoints(self.maps((2, 3), (0, 7)), box, KeypointHeadConfig())
+        np.testing.assert_array_equal(points, [[[12.5, 23.5, 1], [10.5, 27.5, 1]]])
+        np.testing.assert_array_equal(scores, [[5, 5]])
+
+    def test_a_box_of_no_whole_number_of_pixels(self):
+        box = np.array([[10.0, 20, 17.5, 20.25]])  # 8 pixels for 7.5, and one for a quarter
+        points, _ = decode_keypoints(self.maps((2, 3)), box, KeypointHeadConfig())
+        np.testing.assert_array_equal(points, [[[10 + 2.5 * 7.5 / 8, 20.5, 1]]])
+
+    def test_a_probability_sums_over_the_small_map(self):
+        small, large = np.array([[0.0, 0, 8, 8]]), np.array([[0.0, 0, 80, 80]])
+        config = KeypointHeadConfig(scores="probability")
+        _, scores = decode_keypoints(self.maps((2, 3)), small, config)
+        np.testing.assert_allclose(scores, np.exp(5) / (np.exp(5) + 63), rtol=1e-14)
+        _, enlarged = decode_keypoints(self.maps((2, 3)), large, config)
+        _, logit = decode_keypoints(self.maps((2, 3)), large, KeypointHeadConfig())
+        np.testing.assert_allclose(enlarged, np.exp(logit) / (np.exp(5) + 63), rtol=1e-14)
+
+    @pytest.mark.parametrize("kind", ["logit", "probability"])
+    def test_no_detections(self, kind):
+        points, scores = decode_keypoints(np.zeros((0, 8, 8, 3)), np.zeros((0, 4)), KeypointHeadConfig(scores=kind))
+        assert (points.shape, scores.shape) == ((0, 3, 3), (0, 3))
+
+    def test_equal_torch(self, torch):
+        rng = np.random.default_rng(0)
+        maps, corner = rng.standard_normal((6, 8, 8, 4)), rng.uniform(0, 30, (6, 2))
+        boxes = np.concatenate([corner, corner + rng.uniform(0.25, 40, (6, 2))], axis=1)
+        points, scores = decode_keypoints(maps, boxes, KeypointHeadConfig())
+        for index, (x1, y1, x2, y2) in enumerate(boxes):
+            width, height = max(x2 - x1, 1.0), max(y2 - y1, 1.0)
+            size = (int(np.ceil(height)), int(np.ceil(width)))
+            source = torch.tensor(maps[index].transpose(2, 0, 1)[:, None].copy())
+            large = torch.nn.functional.interpolate(source, size=size, mode="bicubic", align_corners=False).numpy()[
+                :, 0
+            ]
+            for point, heat in enumerate(large):
+                row, column = np.unravel_index(heat.argmax(), heat.shape)
+                expected = x1 + (column + 0.5) * width / size[1], y1 + (row + 0.5) * height / size[0], 1
+                np.testing.assert_allclose(points[index, point], expected, rtol=1e-14)
+                np.testing.assert_allclose(scores[index, point], heat.max(), rtol=1e-12)
 
 
 class TestSelection:

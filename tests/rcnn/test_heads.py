@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from refnet.autograd import Tensor
-from refnet.rcnn.config import BackboneConfig, BoxHeadConfig, MaskHeadConfig
-from refnet.rcnn.heads import BoxHead, MaskHead
+from refnet.rcnn.config import BackboneConfig, BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig
+from refnet.rcnn.heads import BoxHead, KeypointHead, MaskHead
 
 CLASSES, CHANNELS, POOL = 3, 5, 4
 
@@ -22,6 +22,11 @@ def mask_head(backbone=None, box=None, dtype=np.float64, **fields) -> MaskHead:
         CHANNELS, CLASSES, config, box or BoxHeadConfig(), backbone or BackboneConfig(),
         rng=np.random.default_rng(0), dtype=dtype,
     )  # fmt: skip
+
+
+def keypoint_head(dtype=np.float64, **fields) -> KeypointHead:
+    config = KeypointHeadConfig(**{"convolutions": 2, "channels": 6, "num_keypoints": 7, **fields})
+    return KeypointHead(CHANNELS, config, rng=np.random.default_rng(0), dtype=dtype)
 
 
 def pooled(regions: int = 2, dtype=np.float64, requires_grad: bool = False) -> Tensor:
@@ -115,6 +120,37 @@ def test_the_mask_heads_norm_is_its_own(norm):
     assert all(p.grad is not None for p in head.parameters().values())
 
 
+@pytest.mark.parametrize("convolutions", [0, 2])
+@pytest.mark.parametrize("regions", [0, 2])
+def test_keypoint_maps_have_four_times_the_resolution(regions, convolutions):
+    head = keypoint_head(convolutions=convolutions)
+    assert head.upsample.weight.shape == (4, 4, 6 if convolutions else CHANNELS, 7)
+    x = pooled(regions, requires_grad=True)
+    maps = head(x)
+    assert maps.shape == (regions, KeypointHead.UPSCALE * POOL, KeypointHead.UPSCALE * POOL, 7)
+    maps.backward(np.ones(maps.shape))
+    assert x.grad.shape == x.shape
+    assert all(p.grad is not None for p in head.parameters().values())
+
+
+def test_keypoint_maps_move_with_the_features():
+    """What a region sees a cell further right, its maps show four pixels further right, but for the borders."""
+    head = keypoint_head(convolutions=1)
+    wide = np.random.default_rng(2).standard_normal((1, 9, 10, CHANNELS))
+    left, right = (head(Tensor(np.ascontiguousarray(wide[:, :, start : start + 9]))).data for start in (0, 1))
+    inner = slice(8, -8)  # the convolutions see two cells beyond a pixel's own
+    np.testing.assert_allclose(left[:, inner, 12:-8], right[:, inner, 8:-12], rtol=0, atol=1e-12)
+
+
+def test_initial_deviations_of_the_keypoint_head():
+    head = KeypointHead(30, KeypointHeadConfig(channels=100, convolutions=2), rng=np.random.default_rng(0))
+    # torch's fan out: of a convolution that of its outputs, of a transposed one that of its inputs
+    for layer, fan in ((head.convolutions[0], 900), (head.convolutions[1], 900), (head.upsample, 1600)):
+        weight = layer.weight.data
+        assert abs(weight.std() / np.sqrt(2 / fan) - 1) < 5 / np.sqrt(2 * weight.size)
+        assert not layer.bias.data.any()
+
+
 class TestRegionsOfWhichThereAreFew:
     """Batch norm has no statistics of nothing; training goes on by the running ones, which stay as they are."""
 
@@ -173,4 +209,5 @@ def test_initial_deviations(kind, deviations):
 def test_precision(kind, dtype):
     output = box_head(kind=kind, dtype=dtype)(pooled(dtype=dtype), training=True)
     masks = mask_head(norm="batch", dtype=dtype)(pooled(dtype=dtype), training=True)
-    assert output.class_logits.dtype == output.deltas.dtype == masks.dtype == dtype
+    maps = keypoint_head(dtype=dtype)(pooled(dtype=dtype))
+    assert output.class_logits.dtype == output.deltas.dtype == masks.dtype == maps.dtype == dtype

@@ -1,14 +1,22 @@
-"""The five losses: by hand, under every switch, without objects, and against Matterport's golden values and gradients."""
+"""The losses: by hand, under every switch, without objects, and against Matterport's golden values and gradients."""
 
 import numpy as np
 import pytest
 
 from refnet.autograd import Tensor
 from refnet.ops import smooth_l1
-from refnet.rcnn.config import BoxHeadConfig, LossConfig, MaskHeadConfig
-from refnet.rcnn.losses import add_losses, box_losses, clipped_cross_entropy, mask_loss, rpn_losses
+from refnet.rcnn.config import BoxHeadConfig, LossConfig, MaskHeadConfig, RoiTargetConfig
+from refnet.rcnn.losses import (
+    add_losses,
+    box_losses,
+    clipped_cross_entropy,
+    keypoint_loss,
+    mask_loss,
+    rpn_losses,
+)
 from refnet.rcnn.presets import matterport
 from refnet.rcnn.structures import AnchorTargets, BoxOutput, Rois, RpnOutput
+from refnet.testing import check_gradients
 from tests.golden.matterport_rules import load, normal, uniform
 from tests.rcnn.small import vary
 
@@ -219,18 +227,66 @@ class TestMask:
         assert logits.grad.shape == logits.shape
 
 
+class TestKeypoints:
+    TARGETS = np.array([[4, -1, 0], [-1, 5, -1]])  # of two regions with three points, in maps of 3 x 3
+    ROIS = RoiTargetConfig(batch_size=8, positive_fraction=0.25)
+
+    def maps(self) -> Tensor:
+        return Tensor(np.random.default_rng(0).standard_normal((2, 3, 3, 3)), requires_grad=True)
+
+    def test_visible_points_compete_over_their_map(self):
+        logits = self.maps()
+        loss = keypoint_loss(logits, self.TARGETS, 1, LossConfig(), self.ROIS)
+        single = []
+        for region, point, row, column in [(0, 0, 1, 1), (0, 2, 0, 0), (1, 1, 1, 2)]:
+            heat = np.exp(logits.data[region, :, :, point])
+            single.append(-np.log(heat[row, column] / heat.sum()))
+        np.testing.assert_allclose(loss.item(), np.mean(single), rtol=1e-14)
+        loss.backward()
+        touched = np.abs(logits.grad).sum(axis=(1, 2)) > 0
+        np.testing.assert_array_equal(touched, self.TARGETS >= 0)
+
+    def test_what_it_is_divided_by(self):
+        mean, fixed = (
+            keypoint_loss(self.maps(), self.TARGETS, 5, LossConfig(keypoint_denominator=rule), self.ROIS).item()
+            for rule in ("visible", "fixed")
+        )
+        np.testing.assert_allclose(fixed, mean * 3 / (5 * 8 * 0.25 * 3), rtol=1e-14)
+
+    @pytest.mark.parametrize("rule", ["visible", "fixed"])
+    @pytest.mark.parametrize("regions", [0, 2])
+    def test_nothing_visible(self, regions, rule):
+        logits = Tensor(np.ones((regions, 3, 3, 3)), requires_grad=True)
+        targets = np.full((regions, 3), -1)
+        loss = keypoint_loss(logits, targets, 1, LossConfig(keypoint_denominator=rule), self.ROIS)
+        assert loss.item() == 0
+        loss.backward()
+        np.testing.assert_array_equal(logits.grad, np.zeros((regions, 3, 3, 3)))
+
+    def test_gradients(self):
+        rng = np.random.default_rng(1)
+        check_gradients(lambda x: keypoint_loss(x, self.TARGETS, 1, LossConfig(), self.ROIS), self.maps().data, rng=rng)
+
+
 def test_the_total_is_the_weighted_sum():
-    config = LossConfig(rpn_class_weight=2.0, rpn_box_weight=3.0, class_weight=5.0, box_weight=7.0, mask_weight=11.0)
-    parts = [Tensor(np.array(value)) for value in (1.0, 10.0, 100.0, 1000.0, 10000.0)]
-    losses = add_losses((parts[0], parts[1]), (parts[2], parts[3]), parts[4], config)
-    assert losses.total.item() == 2 + 30 + 500 + 7000 + 110000
+    config = LossConfig(
+        rpn_class_weight=2.0,
+        rpn_box_weight=3.0,
+        class_weight=5.0,
+        box_weight=7.0,
+        mask_weight=11.0,
+        keypoint_weight=13.0,
+    )
+    parts = [Tensor(np.array(value)) for value in (1.0, 10.0, 100.0, 1000.0, 10000.0, 100000.0)]
+    losses = add_losses((parts[0], parts[1]), (parts[2], parts[3]), parts[4], parts[5], config)
+    assert losses.total.item() == 2 + 30 + 500 + 7000 + 110000 + 1300000
     assert losses.as_dict() == {
-        "loss": 117532.0, "rpn_class_loss": 1.0, "rpn_box_loss": 10.0, "class_loss": 100.0, "box_loss": 1000.0,
-        "mask_loss": 10000.0,
+        "loss": 1417532.0, "rpn_class_loss": 1.0, "rpn_box_loss": 10.0, "class_loss": 100.0, "box_loss": 1000.0,
+        "mask_loss": 10000.0, "keypoint_loss": 100000.0,
     }  # fmt: skip
-    boxes_only = add_losses((parts[0], parts[1]), (parts[2], parts[3]), None, config)
+    boxes_only = add_losses((parts[0], parts[1]), (parts[2], parts[3]), None, None, config)
     assert boxes_only.total.item() == 7532
-    assert "mask_loss" not in boxes_only.as_dict()
+    assert not {"mask_loss", "keypoint_loss"} & set(boxes_only.as_dict())
 
 
 class TestMatterport:

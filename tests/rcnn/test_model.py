@@ -11,7 +11,7 @@ from refnet.errors import ArgumentError
 from refnet.nn import set_trainable
 from refnet.rcnn import GroundTruth, MaskRCNN
 from refnet.rcnn.layers import LAYERS
-from refnet.rcnn.presets import PRESETS, matterport, shapes, torchvision
+from refnet.rcnn.presets import PRESETS, matterport, shapes, torchvision, torchvision_keypoints
 from tests.rcnn.small import Zeros, scene, shrink, truth, vary
 
 BASE = shrink(shapes())
@@ -64,6 +64,16 @@ def detect(model, images):
         assert set(found.classes.tolist()) <= set(range(1, config.num_classes + 1))
         assert ((found.scores >= config.detections.score_threshold) & (found.scores <= 1)).all()
         assert (np.diff(found.scores) <= 0).all()
+        if model.keypoint_head is None:
+            assert found.keypoints is found.keypoint_scores is None
+        else:
+            assert found.keypoints.shape == (count, config.keypoint_head.num_keypoints, 3)
+            assert found.keypoint_scores.shape == found.keypoints.shape[:2]
+            assert found.keypoints.dtype == found.keypoint_scores.dtype == model.dtype
+            assert (found.keypoints[..., 2] == 1).all()
+            size = np.maximum(found.boxes[:, 2:] - found.boxes[:, :2], 2.0)  # one narrower than a pixel counts as one
+            assert (found.keypoints[..., :2] >= found.boxes[:, None, :2] - 1e-3).all()
+            assert (found.keypoints[..., :2] <= (found.boxes[:, :2] + size)[:, None] + 1e-3).all()
         if model.mask_head is None:
             assert found.masks is None
         else:
@@ -90,6 +100,7 @@ class TestGradient:
         ("preset", "changes"),
         [
             ("shapes", {"mask_head.norm": "batch"}),
+            ("shapes", {"keypoint_head.enabled": True}),
             ("matterport", {"roi_targets.append_ground_truth": True}),
             ("torchvision_v2", {"backbone.depth": 18}),
             ("torchvision", {"backbone.depth": 18, "box_pool.method": "roi_pool", "box_head.class_agnostic": True}),
@@ -122,7 +133,7 @@ class TestGradient:
             return value
 
         # over all parameters at once, and over each part of the network, lest a small one hide behind a large
-        for part in ("", "backbone.", "fpn.", "rpn.", "box_head.", "mask_head."):
+        for part in ("", "backbone.", "fpn.", "rpn.", "box_head.", "mask_head.", "keypoint_head."):
             direction = {name: rng.standard_normal(p.shape) for name, p in parameters.items() if name.startswith(part)}
             analytic = sum(float((parameters[name].grad * v).sum()) for name, v in direction.items())
             numeric = (loss_at(self.STEP, direction) - loss_at(-self.STEP, direction)) / (2 * self.STEP)
@@ -223,6 +234,16 @@ SWITCHES = {
         "box_head.background": "last", "box_head.class_agnostic": True, "mask_head.class_agnostic": True,
     },
     "boxes only": {"mask_head.enabled": False},
+    "keypoints": {"mask_head.enabled": False, "keypoint_head.enabled": True},
+    "keypoints and masks": {"keypoint_head.enabled": True, "keypoint_head.convolutions": 0},
+    "probabilities of keypoints": {"keypoint_head.enabled": True, "keypoint_head.scores": "probability"},
+    "a fixed denominator": {"keypoint_head.enabled": True, "losses.keypoint_denominator": "fixed"},
+    "keypoints pooled otherwise": {
+        "keypoint_head.enabled": True, "keypoint_pool.method": "crop_and_resize", "keypoint_pool.box_units": "normalized",
+        "keypoint_pool.level_rounding": "round",
+    },
+    "ROI pooling of keypoints": {"keypoint_head.enabled": True, "keypoint_pool.method": "roi_pool"},
+    "keypoints not aligned": {"keypoint_head.enabled": True, "keypoint_pool.aligned": False},
     "no convolutions in the mask head": {"mask_head.convolutions": 0},
     "L1": {"losses.rpn_beta": 0.0, "losses.box_beta": 0.0},
     "smooth L1 of the paper": {"losses.rpn_beta": 1.0, "losses.box_beta": 1.0},
@@ -274,6 +295,7 @@ def test_presets(preset, dtype):
     [
         (torchvision(90), 44_401_393),  # maskrcnn_resnet50_fpn
         (vary(torchvision(90), {"mask_head.enabled": False}), 41_755_286),  # fasterrcnn_resnet50_fpn
+        (torchvision_keypoints(), 59_137_258),  # keypointrcnn_resnet50_fpn
         (matterport(80), 64_047_096),  # mask_rcnn_coco.h5, what is trained
     ],
 )
@@ -363,6 +385,7 @@ OFTEN_WITHOUT_OBJECTS = {
         BASE, {"box_head.kind": "conv", "box_head.norm": "batch", "roi_targets.negatives": "ratio"}
     ),  # nor batch statistics
     "boxes": vary(BASE, {"mask_head.enabled": False}),
+    "keypoints": vary(BASE, {"mask_head.enabled": False, "keypoint_head.enabled": True}),
     "means": vary(
         BASE,
         {"losses.rpn_box_denominator": "positive_coordinates", "losses.box_denominator": "positive_coordinates"},
@@ -379,6 +402,7 @@ class TestWithoutObjects:
         assert losses.rpn_class.item() > 0
         assert losses.rpn_box.item() == losses.box.item() == 0
         assert losses.mask is None or losses.mask.item() == 0
+        assert losses.keypoint is None or losses.keypoint.item() == 0
         both = train(model, [image, other], [GroundTruth.empty(48, 56), entry])
         assert both.rpn_box.item() > 0
 
@@ -414,6 +438,16 @@ class TestRefusals:
             build().losses(images, [bare], rng=np.random.default_rng(0))
         train(build(vary(BASE, {"mask_head.enabled": False})), images, [bare])
 
+    def test_keypoints_are_missing_or_too_many(self):
+        images, truths = scenes((48, 56))
+        model = build(vary(BASE, {"keypoint_head.enabled": True}))
+        bare = dataclasses.replace(truths[0], keypoints=None)
+        more = dataclasses.replace(truths[0], keypoints=np.ones((2, 5, 3)))
+        for entry, got in ((bare, 0), (more, 5)):
+            with pytest.raises(ArgumentError, match=f"needs 3 keypoints of every object, got {got}"):
+                model.losses(images, [entry], rng=np.random.default_rng(0))
+        train(build(), images, [bare])
+
     @pytest.mark.parametrize("background", ["first", "last"])
     def test_a_class_that_the_model_hasnt(self, background):
         images, truths = scenes((48, 56))
@@ -423,7 +457,7 @@ class TestRefusals:
             model.losses(images, [strange], rng=np.random.default_rng(0))
 
 
-HEADS = ("fpn.", "rpn.", "box_head.", "mask_head.")
+HEADS = ("fpn.", "rpn.", "box_head.", "mask_head.", "keypoint_head.")
 TRAINED = {
     "heads": HEADS,
     "5+": ("backbone.stages.3.", *HEADS),
@@ -435,7 +469,7 @@ TRAINED = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_which_parameters_train(name):
-    model = build()
+    model = build(vary(BASE, {"keypoint_head.enabled": True}))
     trained = set_trainable(model, LAYERS[name])
     assert trained == [p for p in model.parameters() if p.startswith(TRAINED[name])]
     train(model, *scenes((48, 56)))

@@ -15,6 +15,7 @@ from refnet.rcnn.targets import (
     assign_anchors,
     binarize,
     choose,
+    keypoint_targets,
     mask_targets,
     match_anchors,
     sample_labels,
@@ -39,6 +40,49 @@ def strips(*heights: float) -> np.ndarray:
 
 
 WHOLE = truth([[0, 0, 10, 10]], [2])
+
+
+class TestKeypoints:
+    def run(self, points, box=(2, 4, 6, 12), size=8, matched=(0,), dtype=np.float64):
+        """Cells (column, row) of points in a box 4 wide and 8 high, None without a target."""
+        points = np.array(points, dtype).reshape(1, -1, 3)
+        entry = truth([box], [1], keypoints=points)
+        region = np.array([box], dtype)
+        targets = keypoint_targets(region, entry, np.array(matched), points.shape[1], size)
+        assert targets.shape == (1, points.shape[1])
+        return [None if t == -1 else (int(t) % size, int(t) // size) for t in targets[0]]
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_a_point_belongs_to_the_cell_that_it_lies_in(self, dtype):
+        points = [[2, 4, 2], [2.5, 5, 1], [2.49, 4.99, 2], [5.75, 11.5, 1]]
+        assert self.run(points, dtype=dtype) == [(0, 0), (1, 1), (0, 0), (7, 7)]
+
+    def test_the_right_and_lower_edges_belong_to_the_last_cell(self):
+        assert self.run([[6, 4, 1], [2, 12, 1], [6, 12, 1]]) == [(7, 0), (0, 7), (7, 7)]
+
+    def test_outside_of_the_box_there_is_no_target(self):
+        assert self.run([[1.9, 5, 2], [3, 3.9, 2], [6.1, 5, 2], [3, 12.1, 2], [6, 12.1, 2]]) == [None] * 5
+
+    def test_what_is_not_labelled_has_no_target(self):
+        assert self.run([[3, 5, 0], [np.nan, np.inf, 0], [3, 5, 1], [3, 5, 2]]) == [None, None, (2, 1), (2, 1)]
+
+    def test_each_region_has_the_points_of_its_object(self):
+        points = np.array([[[1, 1, 2]], [[3, 3, 2]]], np.float64)
+        entry = truth([[0, 0, 4, 4], [0, 0, 4, 4]], [1, 1], keypoints=points)
+        regions = boxes([0, 0, 4, 4], [0, 0, 4, 4], [2, 2, 4, 4])
+        assert keypoint_targets(regions, entry, np.array([1, 0, 0]), 1, 4).tolist() == [[15], [5], [-1]]
+
+    def test_nothing_to_find(self):
+        assert keypoint_targets(boxes(), NOTHING, np.zeros(0, np.int64), 3, 4).shape == (0, 3)
+
+    def test_sampled_regions_carry_them(self):
+        entry = truth([[0, 0, 4, 4]], [1], keypoints=np.array([[[1.0, 1, 2]]]))
+        proposed = Proposals(boxes=boxes([0, 0, 4, 4], [20, 20, 24, 24]), scores=np.ones(2))
+        rois = sample_rois(
+            [proposed], [entry], blank_images(64, 64), ALL_ROIS, ONES, None, np.random.default_rng(0),
+            keypoint_maps=(1, 4),
+        )  # fmt: skip
+        assert (rois.keypoints.tolist(), rois.foreground.tolist()) == ([[5]], [0])
 
 
 class TestMatching:

@@ -9,7 +9,14 @@ from refnet.errors import DataError, ShapeError
 from refnet.rcnn import GroundTruth
 from refnet.rcnn.config import InputConfig
 from refnet.rcnn.presets import matterport, torchvision
-from refnet.rcnn.transform import padded_size, prepare_images, prepare_truth, resized_size, restore_boxes
+from refnet.rcnn.transform import (
+    padded_size,
+    prepare_images,
+    prepare_truth,
+    resized_size,
+    restore_boxes,
+    restore_keypoints,
+)
 from tests.rcnn.small import truth, vary
 
 PLAIN = InputConfig(resize="none", pad_divisor=1, value_scale=1.0, mean=(0.0,), std=(1.0,))
@@ -193,13 +200,35 @@ def test_boxes_come_back_where_they_were(height, width, resize, position):
     np.testing.assert_allclose(restore_boxes(moved, batch, 0), box, rtol=0, atol=1e-6 * max(height, width))
 
 
+def test_keypoints_move_with_the_image_and_come_back():
+    config = vary(
+        PLAIN,
+        {"resize": "square", "pad_position": "center", "min_size": 16, "max_size": 32, "pad_divisor": 8, "channels": 1},
+    )
+    batch = prepare_images([ramp(40, 20, 1)], config, np.float64)
+    box = np.array([[0.0, 0, 20, 40], [5, 10, 15, 20]])
+    points = np.concatenate([box.reshape(2, 2, 2), np.array([[[0], [1]], [[2], [1]]])], axis=2)
+    moved = prepare_truth([truth(box, [1, 2], keypoints=points)], batch)[0]
+    np.testing.assert_array_equal(moved.keypoints[..., :2], moved.boxes.reshape(2, 2, 2))
+    np.testing.assert_array_equal(moved.keypoints[..., 2], points[..., 2])
+    assert (moved.keypoints[0, 0, :2] == (8, 0)).all()  # 40 x 20 becomes 32 x 16 in the middle of 32 x 32
+    np.testing.assert_allclose(restore_keypoints(moved.keypoints, batch, 0), points, rtol=0, atol=1e-5)
+
+
+UNLABELLED = np.zeros((2, 1, 3))
+
+
 class TestGroundTruth:
     def test_selection(self):
         masks = np.arange(3)[:, None, None] == np.zeros((1, 2, 2))
-        entry = truth([[0, 0, 1, 1], [1, 1, 2, 2], [0, 0, 2, 2]], [1, 2, 3], masks=masks, crowd=[True, False, False])
+        entry = truth(
+            [[0, 0, 1, 1], [1, 1, 2, 2], [0, 0, 2, 2]], [1, 2, 3], masks=masks, crowd=[True, False, False],
+            keypoints=np.arange(18.0).reshape(3, 2, 3),
+        )  # fmt: skip
         rest = entry.select(~entry.crowd)
         assert rest.classes.tolist() == [2, 3]
         assert rest.masks.shape == (2, 2, 2)
+        np.testing.assert_array_equal(rest.keypoints, np.arange(6.0, 18).reshape(2, 2, 3))
         assert len(entry.select(np.array([2, 0]))) == 2
 
     @pytest.mark.usefixtures("unannotated")
@@ -208,6 +237,11 @@ class TestGroundTruth:
         [
             ({"classes": np.array([1])}, "classes must have one entry per box, expected 2, got 1"),
             ({"masks": np.zeros((3, 4, 4), bool)}, "masks must have one entry per box, expected 2, got 3"),
+            ({"keypoints": np.zeros((1, 5, 3))}, "keypoints must have one entry per box, expected 2, got 1"),
+            (
+                {"keypoints": UNLABELLED * [np.nan, 1, 1] + [0, 0, 2]},
+                r"keypoint 0 of object 0 .* got \[nan, 0.0, 2.0\]",
+            ),
             ({"crowd": np.zeros(0, bool)}, "crowd must have one entry per box, expected 2, got 0"),
             ({"classes": np.array([2, 0])}, "classes start at 1, got 0"),
             ({"boxes": np.array([[0, 0, 1, 1], [3.0, 0, 3, 1]])}, "box 1 must have a positive width and height"),
@@ -224,5 +258,6 @@ class TestGroundTruth:
             "crowd": np.zeros(2, bool),
         }
         GroundTruth(**fields)
+        GroundTruth(**fields, keypoints=UNLABELLED + np.array([np.nan, np.inf, 0]))
         with pytest.raises(DataError, match=message):
             GroundTruth(**{**fields, **changes})
