@@ -41,6 +41,8 @@ RENAMED = [
     (r"^mask_head\.norms\.(\d)\.", r"roi_heads.mask_head.\1.1."),
     (r"^mask_head\.upsample\.", "roi_heads.mask_predictor.conv5_mask."),
     (r"^mask_head\.logits\.", "roi_heads.mask_predictor.mask_fcn_logits."),
+    (r"^keypoint_head\.convolutions\.(\d)\.", lambda m: f"roi_heads.keypoint_head.{2 * int(m[1])}."),
+    (r"^keypoint_head\.upsample\.", "roi_heads.keypoint_predictor.kps_score_lowres."),
     (r"running_variance$", "running_var"),
 ]  # fmt: skip
 Naming: TypeAlias = Callable[[str], str]

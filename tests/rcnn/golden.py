@@ -1,5 +1,6 @@
 """Files of golden vectors that torchvision computed in float64, and comparison with what they keep of an array."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +50,26 @@ class Golden:
         assert deviation <= 1e-8, (name, deviation)
         return deviation
 
-    def check_gradients(self, model: Module, naming: Naming, prefix: str = "grad.") -> float:
-        """The gradient of every parameter, by torchvision's names behind `prefix`; the largest deviation."""
+    def check_gradients(
+        self, model: Module, naming: Naming, prefix: str = "grad.", vanishing: Mapping[str, float] | None = None
+    ) -> float:
+        """The gradient of every parameter, by torchvision's names behind `prefix`; the largest deviation.
+
+        `vanishing` names parameters whose gradient is 0 but for rounding, with the bound of each entry's rounding.
+        """
         parameters = model.parameters()
         stored = {key.removeprefix(prefix) for key in self.file.files if key.startswith(prefix)}
         assert {naming(name) for name in parameters} == stored
-        return max(self.check_summary(prefix + naming(n), to_torch(n, p.grad)) for n, p in parameters.items())
+        vanishing = vanishing or {}
+        for name, bound in vanishing.items():
+            grad, kept = parameters[name].grad, self.file[prefix + naming(name)]
+            assert np.abs(grad).max() <= bound, (name, grad)
+            assert np.abs(kept).max() <= bound * grad.size, (name, kept)
+        return max(
+            self.check_summary(prefix + naming(n), to_torch(n, p.grad))
+            for n, p in parameters.items()
+            if n not in vanishing
+        )
 
 
 def nchw(array: np.ndarray) -> np.ndarray:
