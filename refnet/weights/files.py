@@ -6,7 +6,7 @@ from pathlib import Path
 
 from refnet.arrays import Array
 from refnet.errors import WeightsError
-from refnet.weights import archive, npz_file, pickle_file, safetensors_file, torch_file
+from refnet.weights import archive, npz_file, pickle_file, safetensors_file, torch_file, torch_writer
 from refnet.weights.declared import opened
 
 _HEAD = 2048  # bytes that tell formats apart: the name of an archive's first member is among them
@@ -39,7 +39,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Array]:
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Array]) -> None:
-    """Write tensors in the format that the file's suffix names: ``.safetensors`` or ``.npz``.
+    """Write tensors in the format that the file's suffix names: ``.safetensors``, ``.npz`` or ``.pth``.
 
     The file appears whole or not at all, and equal tensors make equal bytes.
 
@@ -48,7 +48,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Array]) ->
         OSError: the file can't be written.
     """
     file = Path(path)
-    writers = {".safetensors": safetensors_file.write, ".npz": npz_file.write}
+    writers = {".safetensors": safetensors_file.write, ".npz": npz_file.write, ".pth": torch_writer.write}
     if file.suffix not in writers:
         raise WeightsError(f"weights {file}: expected a suffix of {', '.join(writers)}, got {file.suffix!r}")
     writers[file.suffix](file, tensors)

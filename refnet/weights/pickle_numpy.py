@@ -12,7 +12,7 @@ import numpy as np
 
 from refnet.arrays import Array
 from refnet.errors import WeightsError
-from refnet.weights.declared import as_array
+from refnet.weights.declared import as_array, check_name
 from refnet.weights.pickle_machine import Buildable, LongText, Stub, arguments, describe
 
 _CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
@@ -169,7 +169,7 @@ def unwrapped(root: object, wrappers: tuple[str, ...]) -> dict[str, Any]:
     """The dict of tensors by name: under the first of `wrappers` that `root` holds, or `root` itself.
 
     Raises:
-        WeightsError: that isn't a dict, or its keys aren't text.
+        WeightsError: that isn't a dict, or a key isn't the name of a tensor.
     """
     found = root
     if isinstance(root, dict):
@@ -179,6 +179,7 @@ def unwrapped(root: object, wrappers: tuple[str, ...]) -> dict[str, Any]:
     for name in found:
         if not isinstance(name, str):
             raise WeightsError(f"expected a dict of tensors by name, got the key {describe(name)}")
+        check_name(name)
     return found
 
 

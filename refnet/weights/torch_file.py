@@ -1,4 +1,4 @@
-"""PyTorch's weight files, read and written without PyTorch and without executing anything.
+"""PyTorch's weight files, read without PyTorch and without executing anything.
 
 torch.save has two formats. Since 1.6 it writes a zip archive of stored members under one folder: ``data.pkl``, a
 pickle in which every tensor is a call (storage, offset, size, stride), and one member ``data/KEY`` for each storage.
@@ -29,6 +29,7 @@ from refnet.weights import archive
 from refnet.weights.declared import as_array, byte_count, opened
 from refnet.weights.pickle_machine import Allowance, PickleMachine, Stub, arguments, describe, stubs
 from refnet.weights.pickle_numpy import NUMPY_STUBS, NumpyArray, Shape, check_total, checked_shape, unwrapped
+from refnet.weights.torch_writer import BFLOAT16, DTYPES, STORAGES
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _STREAM = b"\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b"."  # the first pickle, without its protocol
@@ -36,26 +37,6 @@ _PROTOCOL = 1001
 _VERSIONS = [str(number).encode() for number in range(1, 11)]  # of the archive, as torch 2 accepts them
 _PIECE = 1 << 18
 _WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict")
-
-# What the names of torch's storages and data types hold. BFLOAT16 is the upper half of a float32, and read as one.
-_BFLOAT16 = np.dtype("V2")
-_STORAGES = {
-    "FloatStorage": np.dtype("<f4"),
-    "DoubleStorage": np.dtype("<f8"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": _BFLOAT16,
-    "LongStorage": np.dtype("<i8"),
-    "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"),
-    "CharStorage": np.dtype("i1"),
-    "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype("?"),
-}
-_DTYPES = {
-    "uint16": np.dtype("<u2"),
-    "uint32": np.dtype("<u4"),
-    "uint64": np.dtype("<u8"),
-}  # those without a storage of their own: such tensors are views of bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +146,7 @@ _TABLE = stubs(
     Stub("torch._utils._rebuild_parameter", _rebuild_parameter),
     Stub("torch.Size", _size),
     Stub("torch.storage.UntypedStorage", value=np.dtype("u1")),
-    *(Stub(f"torch.{name}", value=dtype) for name, dtype in (*_STORAGES.items(), *_DTYPES.items())),
+    *(Stub(f"torch.{name}", value=dtype) for name, dtype in (*STORAGES.items(), *DTYPES.items())),
 )
 
 
@@ -304,14 +285,14 @@ def _needed(tensors: Iterable[_Tensor | NumpyArray]) -> dict[str, None]:
 
 def _content(dtype: np.dtype[Any], count: int, fill_with: Callable[[Array], object], is_big: bool) -> Array:
     """The elements of a storage; bfloat16 as float32, in the memory of the result alone."""
-    widening = 2 if dtype is _BFLOAT16 else 1
+    widening = 2 if dtype is BFLOAT16 else 1
     content = np.empty(count * dtype.itemsize * widening, np.uint8)
     stored = content[content.size - count * dtype.itemsize :]
     fill_with(stored)
-    numbers = stored.view("<u2" if dtype is _BFLOAT16 else dtype)
+    numbers = stored.view("<u2" if dtype is BFLOAT16 else dtype)
     if is_big:
         numbers.byteswap(inplace=True)
-    if dtype is not _BFLOAT16:
+    if dtype is not BFLOAT16:
         return as_array(content, dtype, (count,))
     # Half i is read at place count + i and goes to place 2 i + 1, which isn't behind it: from the front, in pieces.
     halves = content.view("<u2")
@@ -327,7 +308,7 @@ def _array(tensor: _Tensor | NumpyArray, contents: Mapping[str, Array]) -> Array
     """The view of its storage that a tensor is."""
     if isinstance(tensor, NumpyArray):
         return tensor.array()
-    dtype = np.dtype(np.float32) if tensor.dtype is _BFLOAT16 else tensor.dtype.newbyteorder("=")
+    dtype = np.dtype(np.float32) if tensor.dtype is BFLOAT16 else tensor.dtype.newbyteorder("=")
     if not tensor.nbytes:
         empty = np.empty(tensor.size, dtype)
         empty.setflags(write=False)
