@@ -23,7 +23,8 @@
        └─ detections.py  (inference) boxes, classes,        He et al. 2017, section 3.1
                          scores, masks
 
-    config.py      every convention as a field      presets.py   torchvision(), torchvision_v2(), matterport(), paper(), shapes()
+    config.py      every convention as a field      presets.py   torchvision(), torchvision_v2(), matterport(),
+                                                                 detectron2(), paper(), shapes()
     structures.py  the records between stages       layers.py    initialisers, norms, layer names
     boxes.py       geometry of boxes                masks.py     geometry of masks
 

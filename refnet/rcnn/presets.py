@@ -160,6 +160,31 @@ def _matterport_pool(size: int) -> RoiPoolConfig:
     )
 
 
+def detectron2(num_classes: int = 80) -> ModelConfig:
+    """Detectron2's ``COCO-InstanceSegmentation/mask_rcnn_R_50_FPN``, whose backbone came from Caffe.
+
+    Two things are near, not equal: Detectron2 shrinks images with an antialiasing filter, and pastes masks by sampling
+    at every pixel's centre, where this resamples as torchvision does.
+    """
+    return ModelConfig(
+        num_classes=num_classes,
+        input=InputConfig(value_scale=1.0, mean=(103.53, 116.28, 123.675), std=(1.0,), channel_order="bgr"),
+        backbone=BackboneConfig(stride_in="1x1"),
+        anchors=AnchorConfig(rounding=False, order="size_major"),
+        rpn=RpnConfig(post_nms_train=1000, min_size=0.0),
+        roi_targets=RoiTargetConfig(mask_values="threshold"),
+        box_pool=_detectron2_pool(7),
+        mask_pool=_detectron2_pool(14),
+        box_head=BoxHeadConfig(background="last"),
+        losses=LossConfig(rpn_beta=0.0, box_beta=0.0),
+        detections=DetectionConfig(min_size=0.0),
+    )
+
+
+def _detectron2_pool(size: int) -> RoiPoolConfig:
+    return RoiPoolConfig(size=size, sampling_ratio=0, aligned=True, level_epsilon=1e-8)
+
+
 def paper(num_classes: int = 80) -> ModelConfig:
     """Mask R-CNN as published (He et al. 2017, with Lin et al. 2017 and Ren et al. 2015 where it refers to them)."""
     return ModelConfig(
@@ -206,6 +231,7 @@ PRESETS: dict[str, Callable[..., ModelConfig]] = {
     "torchvision_v2": torchvision_v2,
     "torchvision_keypoints": torchvision_keypoints,
     "matterport": matterport,
+    "detectron2": detectron2,
     "paper": paper,
     "shapes": shapes,
 }
