@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "refnet").rglob("*.py"))
 ALL_SOURCES = sorted([*SOURCES, *(ROOT / "kernels").rglob("*.py")])
 
-HEAVY = ("pycocotools", "matplotlib", "cupy", "scipy", "PIL", "tyro", "tqdm", "torch", "beartype")
+HEAVY = ("pycocotools", "matplotlib", "cupy", "scipy", "PIL", "tyro", "tqdm", "torch", "beartype", "h5py")
 
 IMPORT = """
 import sys, time
@@ -45,7 +45,9 @@ def test_public_names_are_those_of_their_homes() -> None:
         _ = refnet.maskrcnn
 
 
-@pytest.mark.parametrize("module", ["refnet", "refnet.ops", "refnet.nn", "refnet.rcnn", "refnet.rcnn.model"])
+@pytest.mark.parametrize(
+    "module", ["refnet", "refnet.ops", "refnet.nn", "refnet.rcnn", "refnet.rcnn.model", "refnet.weights.files"]
+)
 def test_heavy_libraries_wait_until_they_are_needed(module: str) -> None:
     modules = imported(f"import sys, {module}; print(*sys.modules)")
     assert module in modules

@@ -67,8 +67,9 @@ def assorted(rng: np.random.Generator) -> dict[str, np.ndarray]:
 def mutated(draw: st.DrawFn, original: bytes) -> bytes:
     """`original` with a few bits flipped, numbers replaced by extreme ones, parts repeated, or its end cut off."""
     data = bytearray(original)
+    filled = np.flatnonzero(np.frombuffer(original, np.uint8)).tolist()  # most of an HDF5 file is room that isn't used
     for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, max(len(data) - 1, 0)))
+        at = min(draw(st.sampled_from(filled) | st.integers(0, len(original) - 1)), max(len(data) - 1, 0))
         kind = draw(st.sampled_from(["flip", "byte", "number", "copy", "cut", "remove"]))
         if kind == "flip" and data:
             data[at] ^= 1 << draw(st.integers(0, 7))

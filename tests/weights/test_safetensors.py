@@ -97,6 +97,14 @@ def test_keys_in_any_order_and_white_space(path: Path) -> None:
     assert_same(read_tensors(path), {"x": np.array(5, np.uint8)})
 
 
+def test_a_header_whose_length_looks_like_a_pickle(path: Path) -> None:
+    """Pickles of protocol 2 begin with the bytes 80 02, which are 640 as well."""
+    header = json.dumps({"x": entry()}).encode().ljust(0x280)
+    path.write_bytes(raw(header, bytes(8)))
+    assert path.read_bytes()[:2] == b"\x80\x02"
+    assert_same(read_tensors(path), {"x": np.zeros(2, np.float32)})
+
+
 @pytest.mark.parametrize("array", [np.zeros(2, complex), np.array(["a"]), np.zeros(2, "V3"), np.array([{}])], ids=str)
 def test_only_plain_numbers_are_written(path: Path, array: np.ndarray) -> None:
     with pytest.raises(WeightsError, match="can't hold 'x'"):
