@@ -152,7 +152,8 @@ def observe(model: torch.nn.Module, vectors: Vectors) -> None:
     on(model.rpn.anchor_generator, anchors)
     on(model.rpn, proposals)
     on(model.roi_heads.box_roi_pool, partial(vectors.keep, "box_roi_pool"))
-    on(model.roi_heads.box_head, lambda output: vectors.keep("box_head", output[:, ::16]))
+    if not model.training:  # where looking at the hidden layer again would move the statistics again
+        on(model.roi_heads.box_head, lambda output: vectors.keep("box_head", output[:, ::16]))
     on(model.roi_heads.box_predictor, box)
     on(model.roi_heads.mask_roi_pool, partial(vectors.keep, "mask_roi_pool"))
     on(model.roi_heads.mask_predictor, masks)

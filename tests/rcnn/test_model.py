@@ -11,7 +11,7 @@ from refnet.errors import ArgumentError
 from refnet.nn import set_trainable
 from refnet.rcnn import GroundTruth, MaskRCNN
 from refnet.rcnn.layers import LAYERS
-from refnet.rcnn.presets import PRESETS, matterport, shapes, torchvision, torchvision_keypoints
+from refnet.rcnn.presets import PRESETS, matterport, shapes, torchvision, torchvision_keypoints, torchvision_v2
 from tests.rcnn.small import Zeros, scene, shrink, truth, vary
 
 BASE = shrink(shapes())
@@ -296,6 +296,8 @@ def test_presets(preset, dtype):
         (torchvision(90), 44_401_393),  # maskrcnn_resnet50_fpn
         (vary(torchvision(90), {"mask_head.enabled": False}), 41_755_286),  # fasterrcnn_resnet50_fpn
         (torchvision_keypoints(), 59_137_258),  # keypointrcnn_resnet50_fpn
+        (torchvision_v2(90), 46_359_409),  # maskrcnn_resnet50_fpn_v2
+        (vary(torchvision_v2(90), {"mask_head.enabled": False}), 43_712_278),  # fasterrcnn_resnet50_fpn_v2
         (matterport(80), 64_047_096),  # mask_rcnn_coco.h5, what is trained
     ],
 )
