@@ -56,7 +56,9 @@ EXAMPLES = 200  # images that the report's pictures are chosen from; more would 
 
 T = TypeVar("T")
 Flat: TypeAlias = Annotated[T, tyro.conf.arg(name="")]  # the record's fields are flags without a prefix
-Preset: TypeAlias = Literal["torchvision", "matterport", "detectron2", "paper", "shapes"]
+Preset: TypeAlias = Literal[
+    "torchvision", "torchvision_v2", "torchvision_keypoints", "matterport", "detectron2", "paper", "shapes"
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import refnet.errors
-from refnet.cli import COMMANDS, FAILED, INTERRUPTED, main
+from refnet.cli import COMMANDS, FAILED, INTERRUPTED, Preset, main
+from refnet.rcnn.presets import PRESETS
 from refnet.train import RunConfig, load_newest, read_config, read_metrics, to_document
 from refnet.train.metrics import TIMING
 from tests.train.tiny import FLAGS, tiny_model
@@ -34,6 +36,10 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 def run_any(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "refnet", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_every_preset_is_a_choice():
+    assert get_args(Preset) == tuple(PRESETS)
 
 
 def error_of(*arguments: object) -> str:
