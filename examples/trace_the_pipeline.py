@@ -43,7 +43,7 @@ def main() -> None:
     print(f"Mask R-CNN, preset shapes: {model.count():,} parameters")
 
     batch = model.prepare([sample.image for sample in samples])
-    truth = prepare_truth([sample.truth for sample in samples], batch)
+    truth = prepare_truth([sample.truth for sample in samples], batch, config.input)
     show("transform: images", pixels=batch.pixels, windows=batch.windows)
     show("transform: ground truth of image 0", boxes=truth[0].boxes, classes=truth[0].classes, masks=truth[0].masks)
 
@@ -96,7 +96,8 @@ def main() -> None:
     losses = add_losses(
         rpn_losses(rpn, targets, config.losses),
         box_losses(box, rois, config.losses, config.box_head),
-        mask_loss(logits, rois, rois.masks, config.box_head, config.mask_head),
+        mask_loss(logits, rois, rois.masks, config.losses, config.box_head, config.mask_head),
+        None,  # no keypoints
         config.losses,
     )
     show("losses", **{name: f"{value:.4f}" for name, value in losses.as_dict().items()})

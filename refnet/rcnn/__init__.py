@@ -27,6 +27,7 @@
                                                                  detectron2(), paper(), shapes()
     structures.py  the records between stages       layers.py    initialisers, norms, layer names
     boxes.py       geometry of boxes                masks.py     geometry of masks
+    matterport.py  what only Matterport's convention has
 
 Glossary of letters:
 

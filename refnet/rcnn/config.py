@@ -50,15 +50,29 @@ class InputConfig:
 
     channels: int = 3
     """Number of image channels; any number works."""
-    resize: Literal["none", "shortest_edge", "square"] = "shortest_edge"
+    resize: Literal["none", "shortest_edge", "square", "pad64", "crop"] = "shortest_edge"
     """none: as given. shortest_edge: the shorter side becomes min_size unless the longer one would exceed max_size
-    (T, D). square: enlarged to min_size at least, shrunk to max_size at most, padded to max_size squared (M)."""
+    (T, D). M's modes never shrink below min_size: square is enlarged to min_size at least, shrunk to max_size at
+    most, and padded to max_size squared (its default); pad64 is only enlarged; crop is enlarged likewise, and a random
+    square of min_size is cut out in training, nothing in detection."""
     min_size: int = 800
     """What resizing aims at for the shorter side. T 800, M 800, PF 600."""
     max_size: int = 1333
     """T 1333, M 1024, PF 600 and 1000."""
+    min_scale: float = 0.0
+    """square, pad64 and crop enlarge by this factor at least; 0: no such limit (M's default)."""
+    resampling: Literal["normalized", "bytes"] = "normalized"
+    """How images are resized. normalized: after normalisation, and outside of the image its edge goes on (T). bytes:
+    before it, everything outside counts as 0, no value leaves the range of the image's own, and those of images of
+    integers lose their fractions (M)."""
+    mask_resampling: Literal["nearest", "corner_aligned"] = "nearest"
+    """How true masks are resized. nearest: row i is row floor(i H / h) (T). corner_aligned: the first and the last
+    rows and columns lie on one another, row floor(i (H - 1) / (h - 1) + 1/2) (M)."""
+    boxes: Literal["scaled", "masks"] = "scaled"
+    """Where the true boxes come from. scaled: moved as their image was (T, D). masks: they are drawn around the resized
+    masks, and objects of whose masks nothing is left are dropped (M); objects without masks have theirs scaled."""
     pad_divisor: int = 32
-    """Height and width are padded to a multiple; M 64."""
+    """Height and width are padded to a multiple, but for square; M 64."""
     pad_position: Literal["end", "center"] = "end"
     """Where the image lies in the padding. end: padding below and to the right (T); center (M)."""
     pad_before_normalization: bool = False
@@ -76,6 +90,7 @@ class InputConfig:
         check_choices("input.", self)
         _check_fields_positive("input.", self, "channels", "min_size", "max_size", "pad_divisor")
         check(self.max_size >= self.min_size, f"input.max_size must be at least min_size, got {self.max_size}")
+        check(self.min_scale >= 0, f"input.min_scale must not be negative, got {self.min_scale}")
         _check_positive("input.std", *self.std)
         for name, values in (("mean", self.mean), ("std", self.std)):
             check(
@@ -504,6 +519,9 @@ class DetectionConfig:
     """Objects of an image."""
     min_size: float = 1e-2
     """Narrower or lower boxes are dropped: 1e-2 (T), 0 (M)."""
+    round_boxes: bool = False
+    """Boxes in the original image are rounded to whole pixels, half to even, and those that lose their area are
+    dropped: False (T, D), True (M)."""
     paste: Literal["soft", "hard"] = "soft"
     """soft: the mask is expanded by a pixel and resampled into the image's integer box as probabilities (T).
     hard: resized to the box with rounded corners, and thresholded (M)."""
@@ -533,7 +551,8 @@ class ModelConfig:
     box_extent: Literal["continuous", "inclusive", "normalized"] = "continuous"
     """How wide a box is where overlaps and offsets are computed. continuous: x2 - x1 (T, D). inclusive: x2 - x1 + 1, as
     if x2 were the last pixel (PF). normalized: x2 - x1 - 1, from (box - [0, 0, 1, 1]) / (size - 1) (M); anchors are
-    given their targets in pixels nevertheless, as M does."""
+    given their targets in pixels nevertheless, as M does. normalized also holds when boxes return to the original
+    image: centres of its outermost pixels lie on those of the resized one."""
     input: InputConfig = field(default_factory=InputConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     fpn: FpnConfig = field(default_factory=FpnConfig)

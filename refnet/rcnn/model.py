@@ -13,6 +13,7 @@ from refnet.errors import ArgumentError
 from refnet.nn import Module
 from refnet.rcnn.anchors import make_anchors
 from refnet.rcnn.attached_targets import attach_box_targets
+from refnet.rcnn.boxes import is_at_least
 from refnet.rcnn.config import ModelConfig
 from refnet.rcnn.detections import decode_keypoints, own_masks, paste_masks, select_detections
 from refnet.rcnn.fpn import FPN
@@ -65,9 +66,11 @@ class MaskRCNN(Module):
             KeypointHead(width, config.keypoint_head, rng=rng, dtype=dtype) if config.keypoint_head.enabled else None
         )
 
-    def prepare(self, images: Sequence[Shaped[Array, "_ _ _"]]) -> ImageBatch:
-        """Images (H, W, C), values 0 to 255, as the network's input."""
-        return prepare_images(images, self.config.input, self.dtype)
+    def prepare(
+        self, images: Sequence[Shaped[Array, "_ _ _"]], *, rng: np.random.Generator | None = None
+    ) -> ImageBatch:
+        """Images (H, W, C), values 0 to 255, as the network's input; `rng` draws what is cut out of them in training."""
+        return prepare_images(images, self.config.input, self.dtype, rng=rng)
 
     def anchors(self, pyramid: Sequence[Tensor], images: ImageBatch) -> list[Float[Array, "_ 4"]]:
         """The anchors of each level."""
@@ -90,7 +93,7 @@ class MaskRCNN(Module):
         Args:
             images: (H, W, C) each, values 0 to 255.
             truth: the objects of each image; there may be none.
-            rng: samples anchors and regions.
+            rng: samples anchors and regions, and draws what :attr:`InputConfig.resize` "crop" cuts out of the images.
             proposals: (R, 4), boxes in the pixels of each image, from which the regions of the heads are sampled
                 instead of from the RPN's (Matterport's USE_RPN_ROIS = False); the RPN is trained all the same.
             trace: receives every intermediate by name.
@@ -102,8 +105,8 @@ class MaskRCNN(Module):
                 per image.
         """
         config, see = self.config, trace
-        batch = see("input", self.prepare(images))
-        truth = see("truth", prepare_truth(truth, batch))
+        batch = see("input", self.prepare(images, rng=rng))
+        truth = see("truth", prepare_truth(truth, batch, config.input))
         self._check_truth(truth)
         features = see("backbone", self.backbone(Tensor(batch.pixels), training=True))
         pyramid = see("fpn", self.fpn(features, training=True))
@@ -216,7 +219,11 @@ class MaskRCNN(Module):
     def _restored(
         self, found: Detections, masks: Float[Array, "D S S"] | None, batch: ImageBatch, index: int
     ) -> Detections:
-        boxes = restore_boxes(found.boxes, batch, index)
+        boxes = restore_boxes(found.boxes, batch, index, extent=self.config.box_extent)
+        if self.config.detections.round_boxes:
+            boxes = np.round(boxes)
+            kept = is_at_least(boxes, 1)
+            found, boxes, masks = found.select(kept), boxes[kept], None if masks is None else masks[kept]
         pasted = None
         if masks is not None:
             pasted = paste_masks(masks, boxes, batch.original_sizes[index], self.config.detections)

@@ -80,6 +80,9 @@ def matterport(num_classes: int = 80, *, faithful: bool = False) -> ModelConfig:
             resize="square",
             min_size=800,
             max_size=1024,
+            resampling="bytes",
+            mask_resampling="corner_aligned",
+            boxes="masks",
             pad_divisor=64,
             pad_position="center",
             pad_before_normalization=True,
@@ -149,6 +152,7 @@ def matterport(num_classes: int = 80, *, faithful: bool = False) -> ModelConfig:
             score_comparison=">=",
             nms_threshold=0.3,
             min_size=0.0,
+            round_boxes=True,
             paste="hard",
         ),
     )

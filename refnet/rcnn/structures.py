@@ -4,7 +4,7 @@ A Tensor carries gradients; an Array (anchors, targets, proposals, detections) n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -101,12 +101,20 @@ class ImageBatch:
         windows: (N, 4), where each image lies within the padding, (x1, y1, x2, y2).
         scales: (N, 2), by how much each image was enlarged, (x, y).
         original_sizes: (height, width) of each image as it was given.
+        uncropped: (N, 4), where the whole of each image would lie, which reaches beyond the window where a part was cut
+            out of it; None where nothing was.
     """
 
     pixels: Float[Array, "N H W C"]
     windows: Float[Array, "N 4"]
     scales: Float[Array, "N 2"]
     original_sizes: Sequence[tuple[int, int]]
+    uncropped: Float[Array, "N 4"] | None = None
+
+    @property
+    def wholes(self) -> Float[Array, "N 4"]:
+        """Where the whole of each image lies, or would lie had nothing been cut off."""
+        return self.windows if self.uncropped is None else self.uncropped
 
     @property
     def size(self) -> tuple[int, int]:
@@ -231,6 +239,11 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def select(self, which: Array) -> "Detections":
+        """The entries that the boolean or integer array `which` picks."""
+        values = ((entry.name, getattr(self, entry.name)) for entry in fields(self))
+        return replace(self, **{name: value[which] for name, value in values if value is not None})
 
 
 def per_class_outputs(num_classes: int, background: str, class_agnostic: bool) -> int:

@@ -150,6 +150,11 @@ class TestGradient:
 SWITCHES = {
     "resize to a shortest edge": {"input.resize": "shortest_edge"},
     "resize to a square": {"input.resize": "square"},
+    "enlarge only": {"input.resize": "pad64"},
+    "crop": {"input.resize": "crop", "input.min_size": 40},
+    "resize bytes": {"input.resize": "square", "input.resampling": "bytes"},
+    "corner-aligned masks": {"input.resize": "square", "input.mask_resampling": "corner_aligned"},
+    "boxes around masks": {"input.resize": "square", "input.boxes": "masks"},
     "padding in the middle": {"input.pad_position": "center"},
     "padding before normalisation": {"input.pad_before_normalization": True},
     "bytes": {"input.value_scale": 1.0, "input.mean": (123.7, 116.8, 103.9), "input.std": (58.0,)},
@@ -253,6 +258,7 @@ SWITCHES = {
     "the best class only": {"detections.classes": "argmax", "detections.score_threshold": 0.0},
     "scores of at least": {"detections.score_comparison": ">="},
     "hard masks": {"detections.paste": "hard"},
+    "whole boxes": {"detections.round_boxes": True},
     "probabilities": {"detections.mask_threshold": None},
 }  # fmt: skip
 

@@ -1,5 +1,7 @@
 """Images and ground truth on their way into the network, boxes on their way back, and the records themselves."""
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,16 +9,23 @@ from hypothesis import strategies as st
 
 from refnet.errors import DataError, ShapeError
 from refnet.rcnn import GroundTruth
+from refnet.rcnn.boxes import from_yxyx
 from refnet.rcnn.config import InputConfig
+from refnet.rcnn.masks import minimize_masks, tight_boxes
+from refnet.rcnn.matterport import ImageMeta, compose_image_meta, from_signed_classes, signed_classes
 from refnet.rcnn.presets import matterport, torchvision
 from refnet.rcnn.transform import (
     padded_size,
     prepare_images,
     prepare_truth,
+    resize_scale,
     resized_size,
     restore_boxes,
     restore_keypoints,
+    restore_pixels,
 )
+from tests.golden import matterport_rules
+from tests.golden.matterport_rules import assert_stored, checks, load, shape_masks, unpack
 from tests.rcnn.small import truth, vary
 
 PLAIN = InputConfig(resize="none", pad_divisor=1, value_scale=1.0, mean=(0.0,), std=(1.0,))
@@ -140,12 +149,12 @@ def test_images_of_another_shape_are_refused(images, message):
 
 
 def test_truth_moves_with_its_image():
-    config = vary(matterport().input, {"min_size": 8, "max_size": 16})
+    config = vary(matterport().input, {"min_size": 8, "max_size": 16, "mask_resampling": "nearest", "boxes": "scaled"})
     batch = prepare_images([ramp(4, 4), ramp(8, 16)], config, np.float64)  # the first is doubled, and lies at (4, 4)
     masks = np.zeros((1, 4, 4), bool)
     masks[0, 1, 2:] = True
     first, second = prepare_truth(
-        [truth([[2, 1, 4, 2]], [3], masks=masks), truth([[0, 0, 16, 8]], [1], crowd=[True])], batch
+        [truth([[2, 1, 4, 2]], [3], masks=masks), truth([[0, 0, 16, 8]], [1], crowd=[True])], batch, config
     )
     np.testing.assert_array_equal(first.boxes, [[8, 6, 12, 8]])
     expected = np.zeros((1, 16, 16), bool)
@@ -161,14 +170,14 @@ def test_masks_take_the_nearest_pixel_above():
     config = vary(PLAIN, {"resize": "shortest_edge", "min_size": 5, "max_size": 5, "channels": 1})
     batch = prepare_images([ramp(3, 3, 1)], config)
     masks = np.eye(3, dtype=bool)[None]
-    moved = prepare_truth([truth([[0, 0, 3, 3]], [1], masks=masks)], batch)[0].masks[0]
+    moved = prepare_truth([truth([[0, 0, 3, 3]], [1], masks=masks)], batch, config)[0].masks[0]
     source = [0, 0, 1, 1, 2]  # floor(i 3 / 5)
     np.testing.assert_array_equal(moved, masks[0][np.ix_(source, source)])
 
 
 def test_an_image_without_objects_keeps_none():
     batch = prepare_images([ramp(4, 6)], vary(PLAIN, {"pad_divisor": 8}))
-    moved = prepare_truth([GroundTruth.empty(4, 6)], batch)[0]
+    moved = prepare_truth([GroundTruth.empty(4, 6)], batch, PLAIN)[0]
     assert len(moved) == 0
     assert moved.masks.shape == (0, 8, 8)
 
@@ -176,15 +185,15 @@ def test_an_image_without_objects_keeps_none():
 def test_truth_that_doesnt_fit_its_images_is_refused():
     batch = prepare_images([ramp(4, 6)], PLAIN)
     with pytest.raises(ShapeError, match="objects of 1 images, got those of 2"):
-        prepare_truth([GroundTruth.empty(4, 6)] * 2, batch)
+        prepare_truth([GroundTruth.empty(4, 6)] * 2, batch, PLAIN)
     with pytest.raises(ShapeError, match=r"size of their image, \(4, 6\), got \(6, 4\)"):
-        prepare_truth([GroundTruth.empty(6, 4)], batch)
+        prepare_truth([GroundTruth.empty(6, 4)], batch, PLAIN)
 
 
 @given(
     st.integers(1, 60),
     st.integers(1, 60),
-    st.sampled_from(["none", "shortest_edge", "square"]),
+    st.sampled_from(["none", "shortest_edge", "square", "pad64", "crop"]),
     st.sampled_from(["end", "center"]),
 )
 def test_boxes_come_back_where_they_were(height, width, resize, position):
@@ -194,7 +203,7 @@ def test_boxes_come_back_where_they_were(height, width, resize, position):
     )
     batch = prepare_images([ramp(height, width, 1)], config, np.float64)
     box = np.array([[0.0, 0.0, width, height], [0.25 * width, 0.5 * height, 0.75 * width, height]])
-    moved = prepare_truth([truth(box, [1, 2])], batch)[0].boxes
+    moved = prepare_truth([truth(box, [1, 2])], batch, config)[0].boxes
     # the whole image fills its window; scales are float32
     np.testing.assert_allclose(moved[0], batch.windows[0], rtol=1e-6)
     np.testing.assert_allclose(restore_boxes(moved, batch, 0), box, rtol=0, atol=1e-6 * max(height, width))
@@ -208,11 +217,219 @@ def test_keypoints_move_with_the_image_and_come_back():
     batch = prepare_images([ramp(40, 20, 1)], config, np.float64)
     box = np.array([[0.0, 0, 20, 40], [5, 10, 15, 20]])
     points = np.concatenate([box.reshape(2, 2, 2), np.array([[[0], [1]], [[2], [1]]])], axis=2)
-    moved = prepare_truth([truth(box, [1, 2], keypoints=points)], batch)[0]
+    moved = prepare_truth([truth(box, [1, 2], keypoints=points)], batch, config)[0]
     np.testing.assert_array_equal(moved.keypoints[..., :2], moved.boxes.reshape(2, 2, 2))
     np.testing.assert_array_equal(moved.keypoints[..., 2], points[..., 2])
     assert (moved.keypoints[0, 0, :2] == (8, 0)).all()  # 40 x 20 becomes 32 x 16 in the middle of 32 x 32
     np.testing.assert_allclose(restore_keypoints(moved.keypoints, batch, 0), points, rtol=0, atol=1e-5)
+
+
+def test_restored_boxes_of_normalized_extent():
+    """The outermost pixels' centres lie on one another: 3 steps between 4 pixels became 12 between 13."""
+    config = vary(PLAIN, {"resize": "square", "min_size": 13, "max_size": 16, "pad_position": "center"})
+    batch = prepare_images([ramp(4, 4)], config, np.float64)
+    np.testing.assert_array_equal(batch.windows, [[1, 1, 14, 14]])
+    boxes = np.array([[1.0, 1, 14, 14], [5, 1, 10, 14]])
+    restored = restore_boxes(boxes, batch, 0, extent="normalized")
+    np.testing.assert_array_equal(restored, [[0, 0, 4, 4], [1, 0, 3, 4]])
+    np.testing.assert_allclose(restore_boxes(boxes, batch, 0)[1], [16 / 13, 0, 36 / 13, 4], rtol=1e-6)
+
+
+def test_an_image_of_one_pixel_has_no_normalized_extent():
+    batch = prepare_images([ramp(1, 4)], PLAIN, np.float64)
+    restored = restore_boxes(np.array([[0.0, 0, 4, 1]]), batch, 0, extent="normalized")
+    np.testing.assert_array_equal(restored, [[0, 0, 4, 1]])
+
+
+@pytest.mark.parametrize(
+    ("resize", "changes", "expected"),
+    [
+        ("pad64", {}, (8, 14)),
+        ("pad64", {"min_scale": 3.0}, (15, 27)),
+        ("crop", {"min_scale": 1.5}, (8, 14)),
+        ("square", {"min_scale": 3.0}, (9, 16)),  # no larger than max_size
+        ("shortest_edge", {"min_scale": 3.0}, (8, 14)),
+    ],
+)
+def test_least_scale(resize, changes, expected):
+    config = vary(PLAIN, {"resize": resize, "min_size": 8, "max_size": 16, **changes})
+    assert resized_size((5, 9), config) == expected
+    if resize in ("pad64", "crop"):
+        assert resized_size((50, 90), config)[0] >= 50  # these never shrink
+
+
+class FromPython(np.random.Generator):
+    """Draws whole numbers as Python's random does, which Matterport's crop uses."""
+
+    def __init__(self, seed):
+        super().__init__(np.random.PCG64(0))
+        self.random = random.Random(seed)
+
+    def integers(self, low, high):
+        return self.random.randint(low, high - 1)
+
+
+class TestCrop:
+    config = vary(PLAIN, {"resize": "crop", "min_size": 4, "max_size": 8, "channels": 1})
+    image = ramp(5, 6, 1)
+
+    def test_in_training_a_square_is_cut_out(self):
+        offsets = set()
+        for seed in range(40):
+            batch = prepare_images([self.image], self.config, np.float64, rng=np.random.default_rng(seed))
+            left, top, right, bottom = batch.uncropped[0].astype(int)
+            assert (right - left, bottom - top) == (6, 5)
+            np.testing.assert_array_equal(batch.windows, [[0, 0, 4, 4]])
+            np.testing.assert_array_equal(batch.pixels[0], self.image[-top : 4 - top, -left : 4 - left])
+            offsets.add((-top, -left))
+        assert offsets == {(y, x) for y in range(2) for x in range(3)}
+
+    def test_truth_is_cut_likewise(self):
+        masks = np.zeros((3, 5, 6), bool)
+        masks[0, :2, :3], masks[1, 4:, 5:], masks[2, 2:, 1:] = True, True, True
+        entry = truth([[0, 0, 3, 2], [5, 4, 6, 5], [1, 2, 6, 5]], [1, 2, 3], masks=masks)
+        batch = prepare_images([self.image], self.config, np.float64, rng=np.random.default_rng(11))
+        left, top = batch.uncropped[0, :2]
+        assert (left, top) == (0, 0)
+        for boxes in ("scaled", "masks"):
+            moved = prepare_truth([entry], batch, vary(self.config, {"boxes": boxes}))[0]
+            np.testing.assert_array_equal(moved.boxes, [[0, 0, 3, 2], [1, 2, 4, 4]])
+            assert moved.classes.tolist() == [1, 3]
+            np.testing.assert_array_equal(moved.masks, masks[[0, 2], :4, :4])
+        bare = truth(entry.boxes, entry.classes)
+        np.testing.assert_array_equal(prepare_truth([bare], batch, self.config)[0].boxes, moved.boxes)
+
+    def test_without_a_generator_nothing_is_cut_off(self):
+        batch = prepare_images([self.image], self.config, np.float64)
+        np.testing.assert_array_equal(batch.pixels[0], self.image)
+        np.testing.assert_array_equal(batch.uncropped, batch.windows)
+
+
+def test_objects_whose_masks_vanish_are_dropped_where_boxes_are_drawn_around_masks():
+    masks = np.zeros((2, 8, 8), bool)
+    masks[0, 1, 1], masks[1, 2:7, 3:5] = True, True  # row 1 isn't sampled: 8 rows become 4
+    config = vary(PLAIN, {"resize": "square", "min_size": 4, "max_size": 4, "boxes": "masks"})
+    batch = prepare_images([ramp(8, 8)], config, np.float64)
+    entry = truth([[1, 1, 2, 2], [3, 2, 5, 7]], [1, 2], masks=masks)
+    moved = prepare_truth([entry], batch, config)[0]
+    assert moved.classes.tolist() == [2]
+    np.testing.assert_array_equal(moved.boxes, [[2, 1, 3, 4]])
+    kept = prepare_truth([entry], batch, vary(config, {"boxes": "scaled"}))[0]
+    np.testing.assert_array_equal(kept.boxes, [[0.5, 0.5, 1, 1], [1.5, 1, 2.5, 3.5]])
+    assert kept.masks.any(axis=(1, 2)).tolist() == [False, True]
+
+
+def test_bytes_are_resampled_without_fractions_before_normalization():
+    image = np.array([[[100], [201]]], np.uint8)
+    config = vary(
+        PLAIN,
+        {"resize": "pad64", "min_size": 2, "max_size": 2, "channels": 1, "resampling": "bytes", "mean": (10.0,)},
+    )
+    # 3/4 (the row beyond is 0) of 3/4 100, of 3/4 100 + 1/4 201, of 1/4 100 + 3/4 201, of 3/4 201; none below 100
+    np.testing.assert_array_equal(prepare_images([image], config).pixels[0, :, :, 0], [[90, 90, 121, 103]] * 2)
+    fractions = prepare_images([image.astype(np.float64)], config, np.float64).pixels[0, 0, :, 0]
+    assert fractions[2] == 0.75 * (0.25 * 100 + 0.75 * 201) - 10 == 121.8125
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_pixels_to_look_at(order):
+    image = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    config = vary(torchvision().input, {"resize": "none", "pad_divisor": 1, "channel_order": order})
+    np.testing.assert_array_equal(restore_pixels(prepare_images([image], config).pixels[0], config), image)
+
+
+class TestMatterport:
+    golden = load("resize")
+
+    def configure(self, name):
+        _, _, least, most, scale = self.golden[f"{name}.in"]
+        return vary(
+            matterport().input,
+            {
+                "resize": str(self.golden[f"{name}.mode"]),
+                "min_size": max(int(least), 1),
+                "max_size": int(most),
+                "min_scale": max(float(scale), 0.0),
+                "pad_divisor": 64 if name.startswith("p64") else 1,
+            },
+        )
+
+    @pytest.mark.parametrize("name", golden["names"].tolist())
+    def test_images(self, name):
+        """Every byte, and every float64 after normalisation."""
+        height, width = (int(v) for v in self.golden[f"{name}.in"][:2])
+        source, config = matterport_rules.image(name, height, width), self.configure(name)
+        np.testing.assert_array_equal(checks(source), self.golden[f"{name}.in_chk"])
+        batch = prepare_images([source], config, np.float64, rng=FromPython(7))
+        assert_stored(self.golden, f"{name}.mold", batch.pixels[0], atol=2.0**-17)  # float32, below 256
+        np.testing.assert_allclose(checks(batch.pixels), self.golden[f"{name}.mold.chk"], rtol=1e-13, atol=0)
+        np.testing.assert_array_equal(from_yxyx(batch.windows[0]), self.golden[f"{name}.window"])
+        restored = restore_pixels(batch.pixels[0], config)
+        assert_stored(self.golden, f"{name}.out", restored)
+        np.testing.assert_array_equal(checks(restored), self.golden[f"{name}.unmold_chk"])
+        crop = self.golden[f"{name}.crop"]
+        if crop[0] >= 0:
+            np.testing.assert_array_equal(-batch.wholes[0, 1::-1], crop[:2])
+        meta = ImageMeta(
+            image_id=3,
+            original_shape=source.shape,
+            shape=batch.pixels.shape[1:],
+            window=tuple(int(v) for v in batch.windows[0]),
+            scale=resize_scale((height, width), config),
+            active_classes=np.array([True, False, True, True]),
+        )
+        np.testing.assert_array_equal(compose_image_meta(meta), self.golden[f"{name}.meta"])
+
+    @pytest.mark.parametrize("name", golden["names"].tolist())
+    def test_masks(self, name):
+        h, w = (int(v) for v in self.golden[f"{name}.in"][:2])
+        specs = [
+            [ord("e"), h // 2, w // 3, h // 3, w // 5],
+            [ord("r"), h // 3, 2 * w // 3, h // 5, w // 4],
+            [ord("t"), h // 2, w // 2, h // 2 - 1, w // 2 - 1],
+        ]
+        masks, config = shape_masks(np.array(specs), (h, w)), self.configure(name)
+        batch = prepare_images([matterport_rules.image(name, h, w)], config, np.float64, rng=FromPython(7))
+        moved = prepare_truth([truth(tight_boxes(masks), [1, 2, 3], masks=masks)], batch, config)[0]
+        stored = unpack(self.golden[f"{name}.mask_bits"], tuple(self.golden[f"{name}.mask_shape"]))
+        np.testing.assert_array_equal(moved.masks, stored.transpose(2, 0, 1))
+
+    def test_a_batch(self):
+        images = [
+            matterport_rules.image(f"mold{index}", *size) for index, size in enumerate([(64, 64), (50, 80), (90, 31)])
+        ]
+        config = vary(matterport().input, {"min_size": 64, "max_size": 128})
+        batch = prepare_images(images, config, np.float64)
+        assert_stored(self.golden, "mold_inputs.images", batch.pixels, atol=2.0**-17)
+        np.testing.assert_array_equal(from_yxyx(batch.windows), self.golden["mold_inputs.windows"])
+
+
+class TestMatterportTruth:
+    golden = load("load_gt")
+
+    @pytest.mark.parametrize("name", ["sq", "sq_up", "pad64", "shrink"])
+    def test_load_image_gt(self, name):
+        golden = {key.removeprefix(f"{name}."): self.golden[key] for key in self.golden if key.startswith(f"{name}.")}
+        height, width = (int(v) for v in golden["0.hw"])
+        masks, ids = shape_masks(self.golden["specs"], (height, width)), self.golden["ids"]
+        exists = masks.any(axis=(1, 2))
+        masks, ids = masks[exists], ids[exists]
+        classes, crowd = from_signed_classes(ids)
+        config = vary(
+            matterport().input,
+            {"resize": "pad64" if name == "pad64" else "square", "min_size": 64, "max_size": 128},
+        )
+        source = matterport_rules.image("toy", height, width)
+        batch = prepare_images([source], config, np.float64)
+        entry = prepare_truth([truth(tight_boxes(masks), classes, masks=masks, crowd=crowd)], batch, config)[0]
+        np.testing.assert_array_equal(checks(restore_pixels(batch.pixels[0], config)), golden["0.image_chk"])
+        np.testing.assert_array_equal(signed_classes(entry.classes, entry.crowd), golden["0.class_ids"])
+        np.testing.assert_array_equal(from_yxyx(entry.boxes), golden["0.bbox"])
+        stored = unpack(golden["0.mask_bits"], tuple(golden["0.mask_shape"]))
+        np.testing.assert_array_equal(entry.masks, stored.transpose(2, 0, 1))
+        small = minimize_masks(entry.masks, entry.boxes, (56, 56))
+        stored = unpack(golden["1.mask_bits"], tuple(golden["1.mask_shape"]))
+        np.testing.assert_array_equal(small, stored.transpose(2, 0, 1))
 
 
 UNLABELLED = np.zeros((2, 1, 3))
