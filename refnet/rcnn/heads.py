@@ -19,7 +19,7 @@ class BoxHead(Module):
 
     Choice: the hidden layers are fully connected, or a 7x7 and a 1x1 convolution with batch norm (Matterport),
     which is the same product with a norm behind it. 3x3 convolutions may stand before fully connected layers (four
-    and one such layer in torchvision's v2 models, after Wu and He 2018, section 5.2).
+    and one such layer in torchvision's v2 models, after Wu and He 2018).
     """
 
     def __init__(

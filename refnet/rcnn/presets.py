@@ -26,7 +26,11 @@ from refnet.rcnn.config import (
 
 
 def torchvision(num_classes: int = 90) -> ModelConfig:
-    """``torchvision.models.detection.maskrcnn_resnet50_fpn``: torchvision's constants are the defaults of the fields."""
+    """``torchvision.models.detection.maskrcnn_resnet50_fpn``: torchvision's constants are the defaults of the fields.
+
+    Other depths are a field of the backbone, and so is the batch norms' epsilon, with which the published COCO_V1 files
+    were trained as 0: ``replace(config, backbone=replace(config.backbone, norm_epsilon=0.0))``.
+    """
     return ModelConfig(
         num_classes=num_classes,
         anchors=AnchorConfig(stride="floor"),
