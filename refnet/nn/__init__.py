@@ -9,7 +9,15 @@ from refnet.nn import init, schedules
 from refnet.nn.init import Initializer
 from refnet.nn.layers import BatchNorm2d, Conv2d, ConvTranspose2d, FrozenBatchNorm2d, Linear
 from refnet.nn.module import Module, Parameter
-from refnet.nn.optim import SGD, AdamW, NonFiniteError, Optimizer, clip_gradients, find_nonfinite
+from refnet.nn.optim import (
+    SGD,
+    AdamW,
+    NonFiniteError,
+    Optimizer,
+    add_weight_decay,
+    clip_gradients,
+    find_nonfinite,
+)
 from refnet.nn.schedules import Schedule
 from refnet.nn.select import match_names, set_trainable
 
@@ -27,6 +35,7 @@ __all__ = [
     "Optimizer",
     "Parameter",
     "Schedule",
+    "add_weight_decay",
     "clip_gradients",
     "find_nonfinite",
     "init",

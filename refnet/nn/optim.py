@@ -158,10 +158,8 @@ class SGD(Optimizer):
         _check_fraction("SGD", momentum=momentum)
         if nesterov and momentum == 0:
             raise ArgumentError("SGD: nesterov needs a momentum above 0, got 0")
-        if decay_norm not in ("half_sum", "mean"):
-            raise ArgumentError(f'SGD: decay_norm must be "half_sum" or "mean", got {decay_norm!r}')
-        if decay_norm == "mean":
-            self._decay = {name: 2 * decay / max(parameters[name].size, 1) for name, decay in self._decay.items()}
+        _check_decay_norm("SGD", decay_norm)
+        self._decay = {name: decay * _decay_factor(parameters[name], decay_norm) for name, decay in self._decay.items()}
         self.momentum, self.nesterov = float(momentum), nesterov
         self._velocity = self._moments() if momentum else {}
 
@@ -259,6 +257,45 @@ class AdamW(Optimizer):
             xp.divide(m, scratch, out=scratch)
             scratch *= first_rate
             w -= scratch
+
+
+def add_weight_decay(
+    parameters: Mapping[str, Parameter],
+    *,
+    weight_decay: float,
+    decay_norm: Literal["half_sum", "mean"] = "half_sum",
+    no_decay: Sequence[str] = (),
+) -> float:
+    """Add the gradient of the decay to the gradients, as if it were part of the loss, and return what it adds to that.
+
+    Choice: so done before :func:`clip_gradients`, the decay is clipped with the rest, as in Keras, whose regularisers
+    are losses; :class:`SGD` adds it behind the clipping, as PyTorch does. `decay_norm` and `no_decay` are those of SGD;
+    a parameter without a gradient is passed over.
+
+    Raises:
+        ArgumentError: a number is out of range, or a pattern matches no name.
+    """
+    _check_not_negative("add_weight_decay", weight_decay=weight_decay)
+    _check_decay_norm("add_weight_decay", decay_norm)
+    undecayed = set(match_names(parameters, no_decay, what="add_weight_decay: no_decay"))
+    added = 0.0
+    for name, parameter in parameters.items():
+        if name in undecayed or parameter.grad is None:
+            continue
+        decay = weight_decay * _decay_factor(parameter, decay_norm)
+        added += decay / 2 * _sum_of_squares(parameter.data)
+        parameter.grad = parameter.grad + decay * parameter.data  # a new array: another tensor may hold the old one
+    return added
+
+
+def _decay_factor(parameter: Parameter, decay_norm: Literal["half_sum", "mean"]) -> float:
+    """By what the derivative of the decay's term is more than the weight itself."""
+    return 2 / max(parameter.size, 1) if decay_norm == "mean" else 1.0
+
+
+def _check_decay_norm(what: str, decay_norm: str) -> None:
+    if decay_norm not in ("half_sum", "mean"):
+        raise ArgumentError(f'{what}: decay_norm must be "half_sum" or "mean", got {decay_norm!r}')
 
 
 def clip_gradients(

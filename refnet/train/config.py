@@ -123,7 +123,15 @@ class TrainConfig:
     weight_decay: float = 1e-4
     """How strongly weights are drawn to 0."""
     decay_vectors: bool = False
-    """Whether weight_decay holds for parameters with one axis too: biases, scales and shifts."""
+    """Whether weight_decay holds for parameters with one axis too: biases, scales and shifts. False (Goyal et al. 2017,
+    section 5.3, for the norms), True (T, D; M with no_decay)."""
+    no_decay: str | None = None
+    """A regular expression that matches the whole names of further parameters that don't decay. M, which exempts the
+    norms but not the biases: .*norms?\\..*"""
+    decay_norm: Literal["half_sum", "mean"] = "half_sum"
+    """For sgd: what weight_decay is a factor of, half the sum of squares of each parameter (T, D) or their mean (M)."""
+    decay_clipped: bool = False
+    """For sgd: whether the decay is part of the gradients that are clipped (M), or is added behind that (T, D)."""
     warmup_steps: int = 50
     """Steps in which the learning rate rises in a straight line."""
     warmup_start: float = 1e-3
@@ -172,7 +180,11 @@ class TrainConfig:
             f"milestones belong to schedule multi_step, and it to them; got {self.milestones} for {self.schedule}",
         )
         self.learning_rate()
-        for name in ("layers", "weights_exclude"):
+        check(
+            self.optimizer == "sgd" or (self.decay_norm == "half_sum" and not self.decay_clipped),
+            "decay_norm and decay_clipped belong to optimizer sgd, the decay of adamw is no gradient",
+        )
+        for name in ("layers", "weights_exclude", "no_decay"):
             try:
                 re.compile(getattr(self, name) or "")
             except re.error as error:

@@ -21,6 +21,7 @@ from refnet.nn import (
     NonFiniteError,
     Optimizer,
     Parameter,
+    add_weight_decay,
     clip_gradients,
     find_nonfinite,
     match_names,
@@ -130,13 +131,20 @@ def make_optimizer(parameters: Mapping[str, Parameter], config: TrainConfig) -> 
     Matterport exempts the norms'.
     """
     trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-    vectors = [] if config.decay_vectors else [re.escape(name) for name, p in trained.items() if p.ndim == 1]
+    undecayed = undecayed_names(trained, config)
     if config.optimizer == "adamw":
-        return AdamW(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, no_decay=vectors)
+        return AdamW(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, no_decay=undecayed)
     return SGD(
         trained, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0,
-        weight_decay=config.weight_decay, no_decay=vectors,
+        weight_decay=0.0 if config.decay_clipped else config.weight_decay, decay_norm=config.decay_norm,
+        no_decay=undecayed,
     )  # fmt: skip
+
+
+def undecayed_names(parameters: Mapping[str, Parameter], config: TrainConfig) -> list[str]:
+    """Patterns of the parameters that don't decay."""
+    vectors = [] if config.decay_vectors else [re.escape(name) for name, p in parameters.items() if p.ndim == 1]
+    return vectors if config.no_decay is None else [*vectors, config.no_decay]
 
 
 def train(
@@ -255,7 +263,6 @@ def train_step(
             one already was; no parameter was changed by this step.
     """
     model.zero_grad()
-    parameters = optimizer.parameters
     losses = model.losses(
         [sample.image for sample in samples],
         [sample.truth for sample in samples],
@@ -269,11 +276,30 @@ def train_step(
         raise NonFiniteError(f"step {step + 1}: {wrong[0]} must be finite, got {values[wrong[0]]}{cause}")
     losses.total.backward()
     try:
-        norm = clip_gradients(parameters, max_norm=config.clip_norm or np.inf, mode=config.clip)
+        norm = apply_gradients(optimizer, config, lr=lr)
     except NonFiniteError as error:
         raise NonFiniteError(f"step {step + 1}: the losses are finite, but {error}") from error
-    optimizer.step(lr)
     return values | {"lr": lr, "grad_norm": norm}
+
+
+def apply_gradients(optimizer: Optimizer, config: TrainConfig, *, lr: float) -> float:
+    """Decay, clip, and move the parameters along their gradients.
+
+    Returns:
+        The norm of the gradients before clipping.
+
+    Raises:
+        NonFiniteError: a gradient is infinite or NaN; no parameter was changed.
+    """
+    parameters = optimizer.parameters
+    if config.decay_clipped:
+        add_weight_decay(
+            parameters, weight_decay=config.weight_decay, decay_norm=config.decay_norm,
+            no_decay=undecayed_names(parameters, config),
+        )  # fmt: skip
+    norm = clip_gradients(parameters, max_norm=config.clip_norm or np.inf, mode=config.clip)
+    optimizer.step(lr)
+    return norm
 
 
 def _checkpoint(model: MaskRCNN, optimizer: Optimizer, config: RunConfig, dataset: Dataset, step: int) -> Checkpoint:

@@ -4,6 +4,7 @@ The results were computed by TensorFlow 2.15.1 and Keras 2.15 on a CPU. Weights 
 have in Keras, "conv1/kernel"; here are refnet's parameters by those names, independent of :mod:`refnet.weights`.
 """
 
+import ast
 import re
 import zlib
 from collections.abc import Mapping
@@ -12,6 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from refnet.nn import Module
+from refnet.rcnn import ModelConfig
+from refnet.rcnn.presets import matterport
+from tests.rcnn.small import vary
 
 FOLDER = Path(__file__).parent / "matterport"
 
@@ -188,3 +192,30 @@ def fill(model: Module) -> None:
     arrays: Mapping[str, np.ndarray] = model.state()
     for name, array in arrays.items():
         array[...] = to_keras(name, weight(keras_name(name), to_keras(name, array).shape))
+
+
+def settings(golden: Mapping[str, np.ndarray]) -> ModelConfig:
+    """The network of a file of a whole model, by Matterport's names of what differs from its defaults.
+
+    Three classes; the mask loss is that of the Keras that computed the files.
+    """
+    theirs = ast.literal_eval(str(golden["config"]))
+    ours = {
+        "BACKBONE": ("backbone.depth", lambda name: int(name.removeprefix("resnet"))),
+        "IMAGE_RESIZE_MODE": ("input.resize", str),
+        "IMAGE_MIN_DIM": ("input.min_size", int),
+        "IMAGE_MAX_DIM": ("input.max_size", int),
+        "POST_NMS_ROIS_INFERENCE": ("rpn.post_nms_test", int),
+        "POST_NMS_ROIS_TRAINING": ("rpn.post_nms_train", int),
+        "RPN_NMS_THRESHOLD": ("rpn.nms_threshold", float),
+        "RPN_TRAIN_ANCHORS_PER_IMAGE": ("anchor_targets.batch_size", int),
+        "TRAIN_ROIS_PER_IMAGE": ("roi_targets.batch_size", int),
+        "ROI_POSITIVE_RATIO": ("roi_targets.positive_fraction", float),
+        "USE_MINI_MASK": ("roi_targets.mini_mask", lambda used: (56, 56) if used else None),
+        "DETECTION_MIN_CONFIDENCE": ("detections.score_threshold", float),
+        "DETECTION_MAX_INSTANCES": ("detections.limit", int),
+    }
+    changes = {name: convert(theirs[key]) for key, (name, convert) in ours.items() if key in theirs}
+    sizes = ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))
+    changes |= {"anchors.sizes": sizes, "losses.mask_cross_entropy": "tf_keras"}
+    return vary(matterport(3, faithful=True), {"input.min_size": 128, "input.max_size": 128, **changes})

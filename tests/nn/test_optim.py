@@ -8,7 +8,16 @@ import pytest
 
 from refnet.arrays import Array
 from refnet.errors import ArgumentError, CheckpointError, DTypeError
-from refnet.nn import SGD, AdamW, NonFiniteError, Optimizer, Parameter, clip_gradients, find_nonfinite
+from refnet.nn import (
+    SGD,
+    AdamW,
+    NonFiniteError,
+    Optimizer,
+    Parameter,
+    add_weight_decay,
+    clip_gradients,
+    find_nonfinite,
+)
 from refnet.nn.optim import BLOCK
 
 SHAPES = {"conv.weight": (3, 3, 4, 5), "conv.bias": (5,), "fc.weight": (7, BLOCK // 4 + 1), "scale": ()}
@@ -67,6 +76,27 @@ def test_decay_by_the_mean_is_the_gradient_of_matterports_term() -> None:
     for i, e in enumerate(np.eye(6) * step):
         gradient[i] = 0.3 * (np.mean((values + e) ** 2) - np.mean((values - e) ** 2)) / (2 * step)
     np.testing.assert_allclose(values - parameters["w"].data, gradient, rtol=1e-8)
+
+
+@pytest.mark.parametrize("decay_norm", ["half_sum", "mean"])
+def test_decay_before_clipping(decay_norm: Any) -> None:
+    """Unclipped it's SGD's own; the term is what its gradient says, and clipping takes both together."""
+    values, grads = [3.0, 4.0, 0.0], [0.5, 0.0, 1.0]
+    expected = one(values, grads) | {"still": Parameter(np.ones(2)), "free": Parameter(np.ones(2))}
+    parameters = one(values, grads) | {"still": Parameter(np.ones(2)), "free": Parameter(np.ones(2))}
+    for group in (expected, parameters):
+        group["free"].grad = np.zeros(2)
+    SGD(expected, lr=1.0, weight_decay=0.3, decay_norm=decay_norm, no_decay=["free"]).step()
+    gradient = parameters["w"].grad
+    term = add_weight_decay(parameters, weight_decay=0.3, decay_norm=decay_norm, no_decay=["free"])
+    np.testing.assert_allclose(term, 0.3 * 25 / (2 if decay_norm == "half_sum" else 3), rtol=1e-15)
+    assert gradient.tolist() == grads  # not written to
+    norm = clip_gradients(parameters, max_norm=10.0)
+    SGD(parameters, lr=1.0).step()
+    for name in expected:
+        np.testing.assert_allclose(parameters[name].data, expected[name].data, rtol=1e-15)
+    share = 0.3 if decay_norm == "half_sum" else 0.2
+    np.testing.assert_allclose(norm, np.hypot(np.hypot(0.5 + 3 * share, 4 * share), 1), rtol=1e-15)
 
 
 def test_adamw_moves_by_the_rate_and_the_sign_at_first() -> None:

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import refnet.rcnn.model
-from refnet.errors import ArgumentError
+from refnet.errors import ArgumentError, ShapeError
 from refnet.nn import set_trainable
 from refnet.rcnn import GroundTruth, MaskRCNN
 from refnet.rcnn.layers import LAYERS
 from refnet.rcnn.presets import PRESETS, matterport, shapes, torchvision, torchvision_keypoints, torchvision_v2
+from refnet.rcnn.trace import Trace
 from tests.rcnn.small import Zeros, scene, shrink, truth, vary
 
 BASE = shrink(shapes())
@@ -319,6 +320,20 @@ def test_published_numbers_of_values_in_a_file(depth, values):
 
 @pytest.mark.usefixtures("unannotated")
 class TestBatches:
+    def test_given_proposals_take_the_place_of_the_rpns(self):
+        """In pixels of the images as they were given: an enlarged image enlarges them."""
+        config = vary(BASE, {"input.resize": "shortest_edge", "input.min_size": 64, "input.max_size": 128})
+        model = build(vary(config, {"roi_targets.append_ground_truth": False}))
+        images, truths = scenes((32, 48), (32, 40))
+        given = [np.array([[4.0, 6, 20, 30], [1, 1, 9, 12]]), np.array([[8.0, 2, 30, 28]])]
+        trace = Trace()
+        losses = model.losses(images, truths, rng=np.random.default_rng(0), proposals=given, trace=trace)
+        np.testing.assert_allclose(trace["rois.boxes"], 2 * np.concatenate(given), rtol=1e-6)
+        losses.total.backward()
+        assert np.abs(model.rpn.deltas.weight.grad).max() > 0  # trained all the same
+        with pytest.raises(ShapeError, match="expected the boxes of 2 images, got 1"):
+            model.losses(images, truths, rng=np.random.default_rng(0), proposals=given[:1])
+
     def test_images_of_different_sizes(self):
         model = build()
         images, truths = scenes((48, 64), (33, 40), (70, 20))

@@ -69,7 +69,7 @@ def test_a_preset_gives_the_defaults_of_the_network() -> None:
         ("weights = 3", r"run\.toml: weights: expected a path, got 3"),
         ('clip_norm = "never"', r"run\.toml: clip_norm: expected a number, got 'never'"),
         ('optimizer = "lion"', r"run\.toml: optimizer: expected one of 'sgd', 'adamw', got 'lion'"),
-        ("[backbone]\ndepth = 51", r"run\.toml: backbone\.depth: expected one of 18, .*, got 51"),
+        ("[backbone]\ndepth = 51", r"run\.toml: backbone\.depth: expected one of 11, .*, got 51"),
         ("rpn = 3", r"run\.toml: rpn: expected a table, got 3"),
         ("[rpn]\ndelta_std = [1, 2]", r"run\.toml: rpn\.delta_std: expected a list of 4, got \[1, 2\]"),
         ("[input]\nmean = 0.5", r"run\.toml: input\.mean: expected a list, got 0\.5"),
@@ -118,6 +118,9 @@ def test_none_is_the_text_none_in_toml() -> None:
         ({"milestones": (3,)}, "milestones belong to schedule multi_step"),
         ({"layers": "("}, r"layers must be a regular expression, got '\('"),
         ({"weights_exclude": "*"}, r"weights_exclude must be a regular expression"),
+        ({"no_decay": "("}, r"no_decay must be a regular expression"),
+        ({"optimizer": "adamw", "decay_norm": "mean"}, "decay_norm and decay_clipped belong to optimizer sgd"),
+        ({"optimizer": "adamw", "decay_clipped": True}, "decay_norm and decay_clipped belong to optimizer sgd"),
     ],
 )
 def test_training_refuses_what_makes_no_sense(fields: dict[str, Any], message: str) -> None:

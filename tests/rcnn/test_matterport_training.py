@@ -1,0 +1,207 @@
+"""Training against Matterport's: targets, losses, the gradient of every weight, and three steps with either clipping.
+
+T1 takes its regions from the RPN and mini-masks, T2 given regions of two images and full masks. All regions lie away
+from what a rounding could change (``rois_edge``, ``margin`` in the files), so the bounds are those of float32: between
+TensorFlow's own two sets of convolution kernels gradients differ by up to 2e-4 of the largest of a weight.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import refnet.kernels
+from refnet.nn import add_weight_decay
+from refnet.rcnn import GroundTruth, Losses, MaskRCNN
+from refnet.rcnn.boxes import from_yxyx, to_normalized
+from refnet.rcnn.masks import tight_boxes
+from refnet.rcnn.trace import NO_TRACE, Trace
+from refnet.train.config import TrainConfig
+from refnet.train.loop import apply_gradients, make_optimizer, undecayed_names
+from tests.golden import matterport_rules
+from tests.golden.matterport_rules import keras_name, to_keras
+from tests.rcnn.small import Zeros, vary
+
+LOSSES = ("rpn_class", "rpn_box", "class_", "box", "mask")
+TRAIN = TrainConfig(
+    lr=1e-4, momentum=0.9, nesterov=False, weight_decay=1e-4, decay_vectors=True, no_decay=r".*norms?\..*",
+    decay_norm="mean", decay_clipped=True, clip_norm=5.0,
+)  # fmt: skip
+
+
+class Draws(matterport_rules.Unshuffled):
+    """For the anchors of each image what Matterport's legacy generator drew, which names those to leave out."""
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self.seeds = iter(range(100, 100 + images))
+
+    def choice(self, candidates, count, *, replace):
+        seed = next(self.seeds, None)
+        if seed is None:  # regions: not shuffled
+            return super().choice(candidates, count, replace=replace)
+        left_out = np.random.RandomState(seed).choice(candidates, len(candidates) - count, replace=False)
+        return np.setdiff1d(candidates, left_out)
+
+
+class Case:
+    """A file, its images and objects, and the network at its weights."""
+
+    def __init__(self, name: str, model: MaskRCNN) -> None:
+        self.golden, self.model = matterport_rules.load(name), model
+        model.config = matterport_rules.settings(self.golden)
+        self.images = [matterport_rules.image(str(key), 128, 128) for key in self.golden["image_keys"]]
+        self.truth = [self.objects(index) for index in range(len(self.images))]
+        self.given = None
+        if "input_rois_px" in self.golden:
+            self.given = [from_yxyx(boxes).astype(np.float32) for boxes in self.golden["input_rois_px"]]
+
+    def objects(self, index: int) -> GroundTruth:
+        classes = self.golden["gt_class_ids"][index]
+        specs = self.golden["gt_specs"]
+        masks = matterport_rules.shape_masks(specs[specs[:, 0] == index, 1:], (128, 128))
+        boxes = tight_boxes(masks)
+        np.testing.assert_array_equal(from_yxyx(boxes), self.golden["gt_boxes_px"][index, : len(boxes)])
+        return GroundTruth(
+            boxes=boxes,
+            classes=classes[: len(boxes)].astype(np.int64),
+            masks=masks,
+            crowd=np.zeros(len(boxes), bool),
+            active_classes=self.golden["meta"][index, -4:] > 0,
+        )
+
+    def losses(self, trace: Trace = NO_TRACE) -> Losses:
+        return self.model.losses(
+            self.images, self.truth, rng=Draws(len(self.images)), proposals=self.given, trace=trace
+        )
+
+    def history(self, losses: Losses, decay: float) -> list[float]:
+        """As the files have it: the total, the decay's share of it, and the five losses."""
+        return [losses.total.item() + decay, decay, *(getattr(losses, name).item() for name in LOSSES)]
+
+    def decay(self) -> float:
+        """The term of the decay alone."""
+        return add_weight_decay(
+            self.model.parameters(), weight_decay=TRAIN.weight_decay, decay_norm=TRAIN.decay_norm,
+            no_decay=undecayed_names(self.model.parameters(), TRAIN),
+        )  # fmt: skip
+
+    def samples(self, prefix: str) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each weight its name here, the positions that the file keeps, their values, and sums over all."""
+        names = {keras_name(name): name for name in self.model.parameters()}
+        assert set(names) == set(self.golden["trainable"].tolist())
+        stored = np.split(self.golden[f"{prefix}.s"], np.cumsum(self.golden[f"{prefix}.len"])[:-1])
+        for index, name in enumerate(self.golden["trainable"].tolist()):
+            step = int(self.golden[f"{prefix}.step"][index])
+            yield names[name], np.arange(len(stored[index])) * step, stored[index], self.golden[f"{prefix}.chk"][index]
+
+
+@pytest.fixture(scope="module")
+def weights(unannotated_module):
+    refnet.kernels.install()
+    model = MaskRCNN(matterport_rules.settings(matterport_rules.load("train_T1")), rng=Zeros())
+    matterport_rules.fill(model)
+    yield model, {name: array.copy() for name, array in model.state().items()}
+    refnet.kernels.uninstall()
+
+
+@pytest.fixture(params=["train_T1", "train_T2"], scope="module")
+def first(request, weights):
+    """A file's case, and of its first pass the trace, the losses, and the gradients, those of the decay included."""
+    model, start = weights
+    model.load_state(start)
+    model.zero_grad()
+    case = Case(request.param, model)
+    trace = Trace()
+    losses = case.losses(trace)
+    losses.total.backward()
+    history = case.history(losses, case.decay())
+    return case, trace, history, {name: parameter.grad for name, parameter in model.parameters().items()}
+
+
+def test_targets(first):
+    case, trace, _, _ = first
+    golden = case.golden
+    np.testing.assert_array_equal(trace["anchor_targets.labels"], np.choose(golden["rpn_match"] + 1, [0, -1, 1]))
+    for index, wanted in enumerate(golden["rpn_bbox_target"]):
+        positive = trace["anchor_targets.labels"][index] == 1
+        found = from_yxyx(trace["anchor_targets.deltas"][index, positive])
+        np.testing.assert_allclose(found, wanted[: len(found)], rtol=0, atol=1e-5)
+    masks = matterport_rules.unpack(golden["target_mask_bits"], golden["target_mask_shape"])
+    start = 0
+    for index in range(len(case.images)):
+        own = np.flatnonzero(trace["rois.images"] == index)
+        own = own[np.argsort(trace["rois.classes"][own] == 0, kind="stable")]  # objects come first there
+        positive = int((trace["rois.classes"][own] > 0).sum())
+        rois = from_yxyx(to_normalized(trace["rois.boxes"][own], (128, 128)))
+        np.testing.assert_allclose(rois, golden["rois"][index], rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(trace["rois.classes"][own], golden["target_class_ids"][index])
+        # a box's corners are known to 1e-6 of the image, and an offset counts them in tenths of its least side
+        smallest = (rois[:positive, 2:] - rois[:positive, :2]).min()
+        deltas = from_yxyx(trace["rois.deltas"][own])
+        np.testing.assert_allclose(deltas, golden["target_bbox"][index], rtol=0, atol=1e-6 / (0.1 * smallest))
+        np.testing.assert_array_equal(trace["rois.masks"][start : start + positive], masks[index, :positive])
+        np.testing.assert_allclose(
+            trace["box_head.class_logits"][own], golden["class_logits"][index], rtol=0, atol=1e-4
+        )
+        np.testing.assert_allclose(from_yxyx(trace["box_head.deltas"][own]), golden["bbox"][index], rtol=0, atol=1e-4)
+        start += positive
+    assert start == len(trace["rois.masks"])
+
+
+def test_losses(first):
+    case, _, history, _ = first
+    np.testing.assert_allclose(np.roll(history, -2), case.golden["losses"][[*range(5), 6, 5]], rtol=1e-6)
+
+
+def test_gradients(first):
+    """Of every trained weight: samples, the norm, and the norm of all."""
+    case, _, _, grads = first
+    total = 0.0
+    for (name, positions, stored, sums), norm in zip(case.samples("grad"), case.golden["grad_norm_each"], strict=True):
+        grad = to_keras(name, grads[name]).astype(np.float64)
+        typical = norm / np.sqrt(grad.size)
+        np.testing.assert_allclose(grad.ravel()[positions], stored, rtol=0, atol=2e-3 * typical, err_msg=name)
+        np.testing.assert_allclose(np.linalg.norm(grad), norm, rtol=1e-4, err_msg=name)
+        deviations = abs(matterport_rules.checks(grad) - sums)[:3]
+        assert (deviations <= 2e-4 * sums[[1, 1, 2]]).all(), name
+        total += float(np.square(grad).sum())
+    np.testing.assert_allclose(np.sqrt(total), case.golden["grad_norm"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("clip", ["global", "each"])
+def test_steps_of_sgd(first, weights, clip):
+    """Clipped by the norm of all gradients together, as Keras does, or each by its own, as tf.keras."""
+    case, _, history, grads = first
+    model, start = weights
+    model.load_state(start)
+    for name, parameter in model.parameters().items():
+        parameter.grad = grads[name]
+    stored = {key: case.golden[f"sgd_{clip}.{key}"] for key in ("history", "norms")}
+    found, norms = [history], []
+    config = vary(TRAIN, {"clip": clip, "decay_clipped": False, "weight_decay": 0.0})  # the first has its decay already
+    optimizer = make_optimizer(model.parameters(), vary(TRAIN, {"clip": clip}))
+    for _ in stored["norms"]:
+        norms.append(apply_gradients(optimizer, config, lr=TRAIN.lr))
+        model.zero_grad()
+        losses = case.losses()
+        config = vary(TRAIN, {"clip": clip})
+        if len(norms) < len(stored["norms"]):
+            losses.total.backward()
+        found.append(case.history(losses, _term(model)))
+    np.testing.assert_allclose(found, stored["history"], rtol=1e-5)
+    np.testing.assert_allclose(norms, stored["norms"], rtol=1e-4)
+    for name, positions, values, _ in case.samples(f"sgd_{clip}.delta"):
+        before, after = start[name], model.parameters()[name].data
+        moved = to_keras(name, after.astype(np.float64) - before).ravel()[positions]
+        # each step rounds the weight, here and there
+        rounding = 2 * len(norms) * np.spacing(np.abs(before).max()) / 2
+        typical = np.sqrt(np.square(values, dtype=np.float64).mean())
+        np.testing.assert_allclose(moved, values, rtol=0, atol=rounding + 5e-3 * typical, err_msg=name)
+
+
+def _term(model: MaskRCNN) -> float:
+    """The decay's term, by its formula."""
+    names = [name for name in model.parameters() if ".norm" not in name and "_norm" not in name]
+    squares = (float(np.square(model.parameters()[name].data, dtype=np.float64).mean()) for name in names)
+    return TRAIN.weight_decay * sum(squares)
