@@ -1,7 +1,8 @@
-"""How good are the detections? COCO's figures for a dataset, and one number for an image.
+"""How good are the detections? COCO's figures for a dataset, Matterport's and one number for an image.
 
-coco.py       average precision and recall of boxes and masks, curves, COCO's results format
-quality.py    panoptic quality of one image
+coco.py        average precision and recall of boxes and masks, curves, COCO's results format
+matterport.py  average precision of one image as Matterport computes it
+quality.py     panoptic quality of one image
 """
 
 from refnet.evaluate.coco import (

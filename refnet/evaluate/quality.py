@@ -1,12 +1,11 @@
 """One number for one image, to find the images that a detector does worst on."""
 
 import numpy as np
-from jaxtyping import Bool, Float
 
-from refnet.arrays import Array
 from refnet.errors import ShapeError
 from refnet.evaluate.coco import MASK_THRESHOLD
 from refnet.rcnn.boxes import pairwise_coverage, pairwise_iou
+from refnet.rcnn.masks import pairwise_overlaps
 from refnet.rcnn.structures import Detections, GroundTruth
 
 
@@ -39,8 +38,8 @@ def panoptic_quality(truth: GroundTruth, detections: Detections, *, min_score: f
             raise ShapeError(
                 f"panoptic_quality: masks must have one size, got {truth.masks.shape[1:]} and {masks.shape[1:]}"
             )
-        iou, _ = _overlaps(masks, objects.masks)
-        _, in_crowd = _overlaps(masks, crowds.masks)
+        iou, _ = pairwise_overlaps(masks, objects.masks)
+        _, in_crowd = pairwise_overlaps(masks, crowds.masks)
 
     iou = np.where(classes[:, None] == objects.classes, iou, 0.0)
     in_crowd = np.where(classes[:, None] == crowds.classes, in_crowd, 0.0)
@@ -55,16 +54,3 @@ def panoptic_quality(truth: GroundTruth, detections: Detections, *, min_score: f
     found = int(matched.sum())
     counted = found + wrong / 2 + (len(objects) - found) / 2
     return total / counted if counted else 1.0
-
-
-def _overlaps(a: Bool[Array, "A H W"], b: Bool[Array, "B H W"]) -> tuple[Float[Array, "A B"], Float[Array, "A B"]]:
-    """Each mask of `a` with each of `b`: intersection over union, and intersection over the area of `a`."""
-    if not len(a) or not len(b):
-        return np.zeros((len(a), len(b))), np.zeros((len(a), len(b)))
-    rows, columns = a.reshape(len(a), -1), b.reshape(len(b), -1)
-    common = (rows.astype(np.float32) @ columns.T.astype(np.float32)).astype(np.float64)  # exact up to 2**24 pixels
-    own, other = rows.sum(axis=1)[:, None], columns.sum(axis=1)
-    union = own + other - common
-    iou: Array = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
-    coverage: Array = np.divide(common, own, out=np.zeros_like(common), where=own > 0)
-    return iou, coverage

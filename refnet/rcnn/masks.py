@@ -29,6 +29,21 @@ def tight_boxes(masks: Bool[Array, "G H W"]) -> Float[Array, "G 4"]:
     return np.array([tight_box(mask) for mask in masks], np.float64).reshape(-1, 4)
 
 
+def pairwise_overlaps(
+    a: Bool[Array, "A H W"], b: Bool[Array, "B H W"]
+) -> tuple[Float[Array, "A B"], Float[Array, "A B"]]:
+    """Each mask of `a` with each of `b`: intersection over union, and intersection over the area of `a`."""
+    if not len(a) or not len(b):
+        return np.zeros((len(a), len(b))), np.zeros((len(a), len(b)))
+    rows, columns = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    common = (rows.astype(np.float32) @ columns.T.astype(np.float32)).astype(np.float64)  # exact up to 2**24 pixels
+    own, other = rows.sum(axis=1)[:, None], columns.sum(axis=1)
+    union = own + other - common
+    iou: Array = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    coverage: Array = np.divide(common, own, out=np.zeros_like(common), where=own > 0)
+    return iou, coverage
+
+
 def resize_bounded(image: Shaped[Array, "H W *C"], size: Size) -> Float[Array, "h w *C"]:
     """Resize an image or a mask to `size` (rows, columns) as Matterport does, through scikit-image.
 
