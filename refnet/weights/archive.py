@@ -32,6 +32,7 @@ _CHUNK = 2**20
 # Weights hardly compress: floating-point numbers by a tenth, numbers rounded to 16 bits by a little more than half.
 # What is small in any case may be as repetitive as it likes.
 _MAX_EXPANSION, _FREE_EXPANSION = 2, 2**26
+_MAX_DEFLATE = 1032  # the most that deflate can do: 258 bytes from two bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,10 @@ def members(file: BinaryIO) -> dict[str, Member]:
         name = check_name(_text(raw, flags))
         if name in found:
             raise WeightsError(f"expected each member once in the archive, got {name[:80]!r} twice")
+        if method == _DEFLATED and size > _MAX_DEFLATE * packed:
+            raise WeightsError(
+                f"expected member {name[:80]!r} to unpack to {_MAX_DEFLATE} times its {packed} bytes at most, got {size}"
+            )
         if flags & _ENCRYPTED or method not in (_STORED, _DEFLATED) or (method == _STORED and packed != size):
             raise WeightsError(f"member {name[:80]!r} is encrypted, or packed in another way than by deflate")
         begin = _behind_local_header(file, offset, raw, method)

@@ -212,8 +212,12 @@ HOSTILE = {
         "doesn't unpack to 152 bytes",
     ),
     "a member that unpacks to less": (
-        changed(zipped({"x.npy": npy(TINY["a"])}, zipfile.ZIP_DEFLATED), ENTRY, 24, "<I", 10**5),
-        "doesn't unpack to 100000 bytes",
+        changed(zipped({"x.npy": npy(TINY["a"])}, zipfile.ZIP_DEFLATED), ENTRY, 24, "<I", 10**4),
+        "doesn't unpack to 10000 bytes",
+    ),
+    "a member that unpacks to more than deflate can": (
+        changed(zipped({"x.npy": npy(TINY["a"])}, zipfile.ZIP_DEFLATED), ENTRY, 24, "<I", 6 * 10**7),
+        "to unpack to 1032 times",
     ),
     "a stored member of two sizes": (changed(PLAIN, ENTRY, 24, "<I", 10**9), "packed in another way"),
     "a member that runs into the directory": (changed(PLAIN, ENTRY, 20, "<2I", 999, 999), "before the archive's dir"),
