@@ -211,24 +211,29 @@ class MaskRCNN(Module):
                 ]
                 see("keypoints", [(entry.keypoints, entry.keypoint_scores) for entry in found])
         results = [
-            self._restored(entry, own, batch, number)
+            restore(entry, own, batch, number, config)
             for number, (entry, own) in enumerate(zip(found, masks, strict=True))
         ]
         return see("results", results)
 
-    def _restored(
-        self, found: Detections, masks: Float[Array, "D S S"] | None, batch: ImageBatch, index: int
-    ) -> Detections:
-        boxes = restore_boxes(found.boxes, batch, index, extent=self.config.box_extent)
-        if self.config.detections.round_boxes:
-            boxes = np.round(boxes)
-            kept = is_at_least(boxes, 1)
-            found, boxes, masks = found.select(kept), boxes[kept], None if masks is None else masks[kept]
-        pasted = None
-        if masks is not None:
-            pasted = paste_masks(masks, boxes, batch.original_sizes[index], self.config.detections)
-        points = None if found.keypoints is None else restore_keypoints(found.keypoints, batch, index)
-        return replace(found, boxes=boxes, masks=pasted, keypoints=points)
+
+def restore(
+    found: Detections, masks: Float[Array, "D S S"] | None, batch: ImageBatch, index: int, config: ModelConfig
+) -> Detections:
+    """The detections of image `index` of a batch in pixels of the image as it was given, with its masks pasted.
+
+    Choice: boxes may be rounded to whole pixels, and those dropped that then have no area; keypoints aren't.
+    """
+    boxes = restore_boxes(found.boxes, batch, index, extent=config.box_extent)
+    if config.detections.round_boxes:
+        boxes = np.round(boxes)
+        kept = is_at_least(boxes, 1)
+        found, boxes, masks = found.select(kept), boxes[kept], None if masks is None else masks[kept]
+    pasted = None
+    if masks is not None:
+        pasted = paste_masks(masks, boxes, batch.original_sizes[index], config.detections)
+    points = None if found.keypoints is None else restore_keypoints(found.keypoints, batch, index)
+    return replace(found, boxes=boxes, masks=pasted, keypoints=points)
 
 
 def image_index(boxes: Sequence[Shaped[Array, "_ 4"]]) -> Shaped[Array, " R"]:

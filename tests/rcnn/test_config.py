@@ -49,6 +49,7 @@ def test_the_choices_are_found():
         (InputConfig, {"channels": 0}),
         (InputConfig, {"min_size": 0}),
         (InputConfig, {"max_size": 700, "min_size": 800}),
+        (InputConfig, {"min_scale": -1.0}),
         (InputConfig, {"pad_divisor": 0}),
         (InputConfig, {"std": (1.0, 0.0, 1.0)}),
         (InputConfig, {"std": (1.0, 1.0)}),

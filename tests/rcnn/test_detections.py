@@ -9,7 +9,7 @@ from refnet.rcnn.config import BoxHeadConfig, DetectionConfig, KeypointHeadConfi
 from refnet.rcnn.detections import class_scores, decode_keypoints, own_masks, paste_masks, select_detections
 from refnet.rcnn.presets import matterport
 from refnet.rcnn.structures import BoxOutput
-from tests.golden.matterport_rules import load, normal
+from tests.golden.matterport_rules import load
 from tests.rcnn.small import blank_images, vary
 
 IMAGE = blank_images(64, 64)
@@ -331,14 +331,3 @@ class TestMatterport:
             np.testing.assert_allclose(from_yxyx(entry.boxes), expected[:, :4], rtol=0, atol=1e-6)
             np.testing.assert_array_equal(entry.classes, expected[:, 4])
             np.testing.assert_allclose(entry.scores, expected[:, 5], rtol=1e-6)
-
-    @pytest.mark.parametrize("name", ["window", "nonsquare"])
-    def test_pasted_masks(self, name):
-        classes = self.golden[f"unmold.{name}.class_ids"]
-        probabilities = 1 / (1 + np.exp(-normal(f"unmold/{name}", (100, 7, 7, 4), 2.0).astype(np.float64)))
-        masks = np.kron(probabilities, np.ones((1, 4, 4, 1)))[np.arange(len(classes)), :, :, classes]
-        shape = self.golden[f"unmold.{name}.masks_shape"]
-        stored = np.unpackbits(self.golden[f"unmold.{name}.masks_bits"])[: np.prod(shape)].reshape(shape)
-        boxes = from_yxyx(self.golden[f"unmold.{name}.rois"]).astype(np.float64)
-        pasted = paste_masks(masks, boxes, (int(shape[0]), int(shape[1])), matterport().detections)
-        np.testing.assert_array_equal(pasted, stored.transpose(2, 0, 1).astype(bool))

@@ -10,10 +10,15 @@ import refnet.rcnn.model
 from refnet.errors import ArgumentError, ShapeError
 from refnet.nn import set_trainable
 from refnet.rcnn import GroundTruth, MaskRCNN
+from refnet.rcnn.boxes import from_normalized, from_yxyx
 from refnet.rcnn.layers import LAYERS
+from refnet.rcnn.matterport import parse_image_meta
+from refnet.rcnn.model import restore
 from refnet.rcnn.presets import PRESETS, matterport, shapes, torchvision, torchvision_keypoints, torchvision_v2
+from refnet.rcnn.structures import Detections
 from refnet.rcnn.trace import Trace
-from tests.rcnn.small import Zeros, scene, shrink, truth, vary
+from tests.golden.matterport_rules import load, normal, unpack
+from tests.rcnn.small import Zeros, blank_images, scene, shrink, truth, vary
 
 BASE = shrink(shapes())
 
@@ -414,6 +419,51 @@ OFTEN_WITHOUT_OBJECTS = {
         {"losses.rpn_box_denominator": "positive_coordinates", "losses.box_denominator": "positive_coordinates"},
     ),
 }
+
+
+class TestRestore:
+    golden = load("detection_layer")
+
+    @pytest.mark.parametrize("name", ["window", "nonsquare"])
+    def test_golden(self, name):
+        """Matterport's unmold_detections, which takes boxes of the network's input in normalised coordinates."""
+        meta = parse_image_meta(self.golden[f"{name}.meta"][0])
+        height, width, count = self.golden[f"unmold.{name}.masks_shape"].tolist()
+        rows = self.golden[f"{name}.out"][0, : int(self.golden[f"{name}.count"][0])].astype(np.float64)
+        found = Detections(
+            boxes=from_normalized(from_yxyx(rows[:, :4]), meta.shape[:2]),
+            classes=rows[:, 4].astype(np.int64),
+            scores=rows[:, 5],
+            masks=None,
+        )
+        probabilities = 1 / (1 + np.exp(-normal(f"unmold/{name}", (100, 7, 7, 4), 2.0).astype(np.float64)))
+        masks = np.kron(probabilities, np.ones((1, 4, 4, 1)))[np.arange(len(found)), :, :, found.classes]
+        batch = dataclasses.replace(
+            blank_images(*meta.shape[:2], windows=[meta.window]), original_sizes=[(height, width)]
+        )
+        restored = restore(found, masks, batch, 0, matterport())
+        assert len(restored) == count
+        np.testing.assert_array_equal(restored.boxes, from_yxyx(self.golden[f"unmold.{name}.rois"]))
+        np.testing.assert_array_equal(restored.classes, self.golden[f"unmold.{name}.class_ids"])
+        np.testing.assert_array_equal(restored.scores, self.golden[f"unmold.{name}.scores"])
+        stored = unpack(self.golden[f"unmold.{name}.masks_bits"], (height, width, count))
+        np.testing.assert_array_equal(restored.masks, stored.transpose(2, 0, 1))
+
+    def test_boxes_without_area_are_dropped_after_rounding(self):
+        found = Detections(
+            boxes=np.array([[1.5, 0, 2.5, 4], [1.25, 0, 2.75, 4], [0.5, 0.5, 1.5, 1.5], [0.25, 0, 0.5, 4]]),
+            classes=np.array([1, 2, 3, 4]),
+            scores=np.array([0.9, 0.8, 0.7, 0.6]),
+            masks=None,
+        )
+        config = vary(BASE, {"detections.round_boxes": True, "detections.paste": "hard"})
+        restored = restore(found, np.ones((4, 3, 3)), blank_images(4, 4), 0, config)
+        np.testing.assert_array_equal(
+            restored.boxes, [[1, 0, 3, 4], [0, 0, 2, 2]]
+        )  # halves go to even: 2 to 2 is empty
+        np.testing.assert_array_equal(restored.classes, [2, 3])
+        np.testing.assert_array_equal(restored.masks.sum(axis=(1, 2)), [8, 4])
+        np.testing.assert_array_equal(restore(found, None, blank_images(4, 4), 0, BASE).boxes, found.boxes)
 
 
 class TestWithoutObjects:
