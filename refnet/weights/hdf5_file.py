@@ -5,9 +5,9 @@ with an attribute ``weight_names``; and under each of these names, which are pat
 it in HDF5's oldest layout: superblock 0, groups by symbol tables, object headers 1, arrays in one piece.
 
 Reading needs no library. The HDF5 library follows what a file says into loops and out of its memory: of 2,000 small
-files with a few changed bytes, one ended the process and four didn't end. This reader takes only the structures named
-above, each in bytes of its own: the sum of what it looks at can't exceed the file, so that cycles, overlaps and
-repetitions end by themselves. Writing uses h5py.
+files with a few changed bytes, one ended the process and four weren't done after five seconds (HDF5 2.0). This reader
+takes only the structures named above, each in bytes of its own: the sum of what it looks at can't exceed the file, so
+that cycles, overlaps and repetitions end by themselves. Writing uses h5py.
 
 Source: HDF5 File Format Specification, version 1.1 and, for later versions of its messages, 3.0.
 """

@@ -104,6 +104,13 @@ def test_what_keras_looks_for_is_there(path: Path) -> None:
     with h5py.File(path) as file:
         assert file.attrs["layer_names"].tolist() == [b"bn", b"conv1", b"rpn_model"]
         assert (file.attrs["backend"], file.attrs["keras_version"]) == ("tensorflow", "2.1.6")
+        types = {name: file.attrs.get_id(name).get_type() for name in file.attrs}
+        # as in the golden file of Keras 2.1: text that h5py 2 reads as bytes, and lists of one length padded with zeros
+        assert {name: (kind.is_variable_str(), kind.get_cset(), kind.get_strpad()) for name, kind in types.items()} == {
+            "backend": (True, h5py.h5t.CSET_ASCII, h5py.h5t.STR_NULLTERM),
+            "keras_version": (True, h5py.h5t.CSET_ASCII, h5py.h5t.STR_NULLTERM),
+            "layer_names": (False, h5py.h5t.CSET_ASCII, h5py.h5t.STR_NULLPAD),
+        }
         assert file["bn"].attrs["weight_names"].tolist() == [
             b"bn/gamma:0", b"bn/beta:0", b"bn/moving_mean:0", b"bn/moving_variance:0",
         ]  # fmt: skip
