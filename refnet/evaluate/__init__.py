@@ -14,6 +14,7 @@ from refnet.evaluate.coco import (
     evaluate,
     image_results,
 )
+from refnet.evaluate.matterport import average_precision, average_precision_range, box_recall, match_masks
 from refnet.evaluate.quality import panoptic_quality
 
 __all__ = [
@@ -21,8 +22,12 @@ __all__ = [
     "CocoEvaluator",
     "Evaluation",
     "Metrics",
+    "average_precision",
+    "average_precision_range",
+    "box_recall",
     "coco_results",
     "evaluate",
     "image_results",
+    "match_masks",
     "panoptic_quality",
 ]

@@ -338,6 +338,18 @@ def test_pixels_to_look_at(order):
     np.testing.assert_array_equal(restore_pixels(prepare_images([image], config).pixels[0], config), image)
 
 
+def meta_of(source, batch, index, config, *, image_id, active) -> ImageMeta:
+    """What Matterport would say of image `index` of a batch, which was `source`."""
+    return ImageMeta(
+        image_id=image_id,
+        original_shape=source.shape,
+        shape=batch.pixels.shape[1:],
+        window=tuple(int(v) for v in batch.windows[index]),
+        scale=resize_scale(source.shape[:2], config),
+        active_classes=np.array(active),
+    )
+
+
 class TestMatterport:
     golden = load("resize")
 
@@ -370,14 +382,7 @@ class TestMatterport:
         crop = self.golden[f"{name}.crop"]
         if crop[0] >= 0:
             np.testing.assert_array_equal(-batch.wholes[0, 1::-1], crop[:2])
-        meta = ImageMeta(
-            image_id=3,
-            original_shape=source.shape,
-            shape=batch.pixels.shape[1:],
-            window=tuple(int(v) for v in batch.windows[0]),
-            scale=resize_scale((height, width), config),
-            active_classes=np.array([True, False, True, True]),
-        )
+        meta = meta_of(source, batch, 0, config, image_id=3, active=[True, False, True, True])
         np.testing.assert_array_equal(compose_image_meta(meta), self.golden[f"{name}.meta"])
 
     @pytest.mark.parametrize("name", golden["names"].tolist())
@@ -402,6 +407,9 @@ class TestMatterport:
         batch = prepare_images(images, config, np.float64)
         assert_stored(self.golden, "mold_inputs.images", batch.pixels, atol=2.0**-17)
         np.testing.assert_array_equal(from_yxyx(batch.windows), self.golden["mold_inputs.windows"])
+        for index, source in enumerate(images):
+            meta = meta_of(source, batch, index, config, image_id=0, active=[False] * 4)
+            np.testing.assert_array_equal(compose_image_meta(meta), self.golden["mold_inputs.metas"][index])
 
 
 class TestMatterportTruth:
@@ -423,6 +431,8 @@ class TestMatterportTruth:
         batch = prepare_images([source], config, np.float64)
         entry = prepare_truth([truth(tight_boxes(masks), classes, masks=masks, crowd=crowd)], batch, config)[0]
         np.testing.assert_array_equal(checks(restore_pixels(batch.pixels[0], config)), golden["0.image_chk"])
+        meta = meta_of(source, batch, 0, config, image_id=0, active=[True, True, True, False])
+        np.testing.assert_array_equal(compose_image_meta(meta), golden["0.meta"])
         np.testing.assert_array_equal(signed_classes(entry.classes, entry.crowd), golden["0.class_ids"])
         np.testing.assert_array_equal(from_yxyx(entry.boxes), golden["0.bbox"])
         stored = unpack(golden["0.mask_bits"], tuple(golden["0.mask_shape"]))
