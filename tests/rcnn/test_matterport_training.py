@@ -5,15 +5,17 @@ from what a rounding could change (``rois_edge``, ``margin`` in the files), so t
 TensorFlow's own two sets of convolution kernels gradients differ by up to 2e-4 of the largest of a weight.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
 
 import refnet.kernels
-from refnet.nn import add_weight_decay
+from refnet.nn import Parameter, add_weight_decay, set_trainable
 from refnet.rcnn import GroundTruth, Losses, MaskRCNN
 from refnet.rcnn.boxes import from_yxyx, to_normalized
+from refnet.rcnn.layers import LAYERS
 from refnet.rcnn.masks import tight_boxes
 from refnet.rcnn.trace import NO_TRACE, Trace
 from refnet.train.config import TrainConfig
@@ -169,6 +171,46 @@ def test_gradients(first):
     np.testing.assert_allclose(np.sqrt(total), case.golden["grad_norm"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("name", ["train_T1", "train_T2"])
+def test_the_box_loss_leaks_into_the_rpn(weights, name, detach):
+    """Its targets aren't constants in the original. With given regions, or detached, nothing leaks; values are equal."""
+    model, start = weights
+    model.load_state(start)
+    case = Case(name, model)
+    model.config = vary(model.config, {"roi_targets.detach": detach})
+    watched = dict(zip(case.golden["per_loss_grad_names"].tolist(), case.golden["per_loss_grad_norm"][3], strict=True))
+    names = {keras: name for name in model.parameters() if (keras := keras_name(name)) in watched}
+    set_trainable(model, [re.escape(name) for name in names.values()])
+    model.zero_grad()
+    try:
+        losses = case.losses()
+        np.testing.assert_allclose(losses.box.item(), case.golden["losses"][3], rtol=1e-6)
+        losses.box.backward()
+        for keras, norm in watched.items():
+            grad = model.parameters()[names[keras]].grad
+            found = 0.0 if grad is None else np.linalg.norm(grad)
+            if detach and keras.startswith("rpn_"):
+                assert found == 0
+            elif keras.startswith("mrcnn_") or not detach or name == "train_T2":
+                np.testing.assert_allclose(found, norm, rtol=1e-4, err_msg=keras)
+    finally:
+        set_trainable(model, ".*")
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_layers_that_are_trained(weights, layers):
+    """As many weights as in Matterport's ``train(layers=)``, and the same decay."""
+    model, start = weights
+    model.load_state(start)
+    golden = matterport_rules.load("train_T1")
+    trained = set_trainable(model, LAYERS[layers])
+    set_trainable(model, ".*")
+    assert len(trained) == golden[f"set.{layers}.count"]
+    parameters = {name: model.parameters()[name] for name in trained}
+    np.testing.assert_allclose(_term(parameters), golden[f"set.{layers}.l2"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("clip", ["global", "each"])
 def test_steps_of_sgd(first, weights, clip):
     """Clipped by the norm of all gradients together, as Keras does, or each by its own, as tf.keras."""
@@ -188,7 +230,7 @@ def test_steps_of_sgd(first, weights, clip):
         config = vary(TRAIN, {"clip": clip})
         if len(norms) < len(stored["norms"]):
             losses.total.backward()
-        found.append(case.history(losses, _term(model)))
+        found.append(case.history(losses, _term(model.parameters())))
     np.testing.assert_allclose(found, stored["history"], rtol=1e-5)
     np.testing.assert_allclose(norms, stored["norms"], rtol=1e-4)
     for name, positions, values, _ in case.samples(f"sgd_{clip}.delta"):
@@ -200,8 +242,12 @@ def test_steps_of_sgd(first, weights, clip):
         np.testing.assert_allclose(moved, values, rtol=0, atol=rounding + 5e-3 * typical, err_msg=name)
 
 
-def _term(model: MaskRCNN) -> float:
+def _term(parameters: Mapping[str, Parameter]) -> float:
     """The decay's term, by its formula."""
-    names = [name for name in model.parameters() if ".norm" not in name and "_norm" not in name]
-    squares = (float(np.square(model.parameters()[name].data, dtype=np.float64).mean()) for name in names)
+    kinds = {name: keras_name(name).split("/")[1] for name in parameters}
+    squares = (
+        float(np.square(parameter.data, dtype=np.float64).mean())
+        for name, parameter in parameters.items()
+        if kinds[name] in ("kernel", "bias")
+    )
     return TRAIN.weight_decay * sum(squares)
