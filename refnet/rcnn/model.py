@@ -23,7 +23,16 @@ from refnet.rcnn.proposals import propose
 from refnet.rcnn.resnet import ResNet
 from refnet.rcnn.roi_pool import pool_rois
 from refnet.rcnn.rpn import RPN
-from refnet.rcnn.structures import Detections, GroundTruth, ImageBatch
+from refnet.rcnn.structures import (
+    AnchorTargets,
+    BoxOutput,
+    Detections,
+    GroundTruth,
+    ImageBatch,
+    Proposals,
+    Rois,
+    RpnOutput,
+)
 from refnet.rcnn.targets import assign_anchors, sample_rois
 from refnet.rcnn.trace import NO_TRACE, Trace
 from refnet.rcnn.transform import (
@@ -112,31 +121,14 @@ class MaskRCNN(Module):
         pyramid = see("fpn", self.fpn(features, training=True))
         rpn = see("rpn", self.rpn(pyramid))
         anchors = see("anchors", self.anchors(pyramid, batch))
-        anchor_targets = assign_anchors(
-            np.concatenate(anchors), truth, batch, config.anchor_targets, config.rpn.delta_std, rng,
-            extent="inclusive" if config.box_extent == "inclusive" else "continuous",
-        )  # fmt: skip
-        see("anchor_targets", anchor_targets)
+        anchor_targets = see("anchor_targets", label_anchors(anchors, truth, batch, config, rng))
         proposed = (
-            propose(rpn, anchors, batch, config.rpn, training=True, extent=config.box_extent)
+            find_proposals(rpn, anchors, batch, config, training=True)
             if proposals is None
             else prepare_proposals(proposals, batch, self.dtype)
         )
         see("proposals", proposed)
-        mask_size = 2 * config.mask_pool.size if self.mask_head is not None else None
-        keypoint_maps = None
-        if self.keypoint_head is not None:
-            keypoint_maps = config.keypoint_head.num_keypoints, KeypointHead.UPSCALE * config.keypoint_pool.size
-        rois = sample_rois(
-            proposed, truth, batch, config.roi_targets, config.box_head.delta_std, mask_size, rng,
-            keypoint_maps=keypoint_maps, extent=config.box_extent,
-        )  # fmt: skip
-        if not config.roi_targets.detach:
-            rois = attach_box_targets(
-                rois, rpn, np.concatenate(anchors), batch, config.rpn, config.box_head.delta_std,
-                extent=config.box_extent,
-            )  # fmt: skip
-        see("rois", rois)
+        rois = see("rois", choose_rois(proposed, truth, rpn, anchors, batch, config, rng))
         pooled = see("box_pool", pool_rois(pyramid, rois.boxes, rois.images, batch.size, config.box_pool))
         output = see("box_head", self.box_head(pooled, training=True))
         box = box_losses(output, rois, config.losses, config.box_head)
@@ -179,42 +171,97 @@ class MaskRCNN(Module):
             pyramid = see("fpn", self.fpn(features, training=False))
             rpn = see("rpn", self.rpn(pyramid))
             anchors = see("anchors", self.anchors(pyramid, batch))
-            proposals = propose(rpn, anchors, batch, config.rpn, training=False, extent=config.box_extent)
-            see("proposals", proposals)
+            proposals = see("proposals", find_proposals(rpn, anchors, batch, config, training=False))
             boxes = [p.boxes for p in proposals]
             pooled = pool_rois(pyramid, np.concatenate(boxes), image_index(boxes), batch.size, config.box_pool)
             see("box_pool", pooled)
             output = see("box_head", self.box_head(pooled, training=False))
-            found = select_detections(
-                output, boxes, batch, config.box_head, config.detections, extent=config.box_extent
-            )
-            see("detections", found)
+            found = see("detections", find_objects(output, boxes, batch, config))
             boxes = [entry.boxes for entry in found]
             joined, index = np.concatenate(boxes), image_index(boxes)
-            ends = np.cumsum([len(entry) for entry in found])[:-1]  # of each image's detections in the row of all
-            masks: list[Array] | list[None] = [None] * len(found)
+            mask_logits = keypoint_logits = None
             if self.mask_head is not None:
                 pooled = see("mask_pool", pool_rois(pyramid, joined, index, batch.size, config.mask_pool))
-                logits = see("mask_head.logits", self.mask_head(pooled, training=False))
-                classes = np.concatenate([entry.classes for entry in found])
-                own = own_masks(logits, classes, config.box_head, config.mask_head)
-                masks = np.split(own, ends)
+                mask_logits = see("mask_head.logits", self.mask_head(pooled, training=False))
             if self.keypoint_head is not None:
                 pooled = see("keypoint_pool", pool_rois(pyramid, joined, index, batch.size, config.keypoint_pool))
-                maps = see("keypoint_head.logits", self.keypoint_head(pooled))
-                points, scores = decode_keypoints(maps.data, joined, config.keypoint_head)
-                found = [
-                    replace(entry, keypoints=own_points, keypoint_scores=own_scores)
-                    for entry, own_points, own_scores in zip(
-                        found, np.split(points, ends), np.split(scores, ends), strict=True
-                    )
-                ]
-                see("keypoints", [(entry.keypoints, entry.keypoint_scores) for entry in found])
-        results = [
-            restore(entry, own, batch, number, config)
-            for number, (entry, own) in enumerate(zip(found, masks, strict=True))
+                keypoint_logits = see("keypoint_head.logits", self.keypoint_head(pooled))
+            return see("results", finish(found, mask_logits, keypoint_logits, batch, config))
+
+
+def label_anchors(
+    anchors: Sequence[Float[Array, "_ 4"]],
+    truth: Sequence[GroundTruth],
+    batch: ImageBatch,
+    config: ModelConfig,
+    rng: np.random.Generator,
+) -> AnchorTargets:
+    """What the RPN should say of the anchors of all levels."""
+    return assign_anchors(
+        np.concatenate(anchors), truth, batch, config.anchor_targets, config.rpn.delta_std, rng,
+        extent="inclusive" if config.box_extent == "inclusive" else "continuous",
+    )  # fmt: skip
+
+
+def find_proposals(
+    rpn: RpnOutput, anchors: Sequence[Float[Array, "_ 4"]], batch: ImageBatch, config: ModelConfig, *, training: bool
+) -> list[Proposals]:
+    """The RPN's proposals in each image."""
+    return propose(rpn, anchors, batch, config.rpn, training=training, extent=config.box_extent)
+
+
+def choose_rois(
+    proposals: Sequence[Proposals],
+    truth: Sequence[GroundTruth],
+    rpn: RpnOutput,
+    anchors: Sequence[Float[Array, "_ 4"]],
+    batch: ImageBatch,
+    config: ModelConfig,
+    rng: np.random.Generator,
+) -> Rois:
+    """The regions that train the heads, and what these should say of them."""
+    mask_size = 2 * config.mask_pool.size if config.mask_head.enabled else None
+    keypoint_maps = None
+    if config.keypoint_head.enabled:
+        keypoint_maps = config.keypoint_head.num_keypoints, KeypointHead.UPSCALE * config.keypoint_pool.size
+    std, extent = config.box_head.delta_std, config.box_extent
+    rois = sample_rois(
+        proposals, truth, batch, config.roi_targets, std, mask_size, rng, keypoint_maps=keypoint_maps, extent=extent
+    )
+    if config.roi_targets.detach:
+        return rois
+    return attach_box_targets(rois, rpn, np.concatenate(anchors), batch, config.rpn, std, extent=extent)
+
+
+def find_objects(
+    output: BoxOutput, boxes: Sequence[Float[Array, "_ 4"]], batch: ImageBatch, config: ModelConfig
+) -> list[Detections]:
+    """The objects of each image, boxes in pixels of the network's input."""
+    return select_detections(output, boxes, batch, config.box_head, config.detections, extent=config.box_extent)
+
+
+def finish(
+    found: Sequence[Detections],
+    mask_logits: Float[Tensor, "D S S _"] | None,
+    keypoint_logits: Float[Tensor, "D M M K"] | None,
+    batch: ImageBatch,
+    config: ModelConfig,
+) -> list[Detections]:
+    """The detections in pixels of the images as they were given, with their masks and keypoints."""
+    ends = np.cumsum([len(entry) for entry in found])[:-1]  # of each image's detections in the row of all
+    masks: list[Any] = [None] * len(found)
+    if mask_logits is not None:
+        classes = np.concatenate([entry.classes for entry in found])
+        masks = np.split(own_masks(mask_logits, classes, config.box_head, config.mask_head), ends)
+    if keypoint_logits is not None:
+        joined = np.concatenate([entry.boxes for entry in found])
+        parts = decode_keypoints(keypoint_logits.data, joined, config.keypoint_head)
+        points, scores = (np.split(part, ends) for part in parts)
+        found = [
+            replace(entry, keypoints=own, keypoint_scores=score)
+            for entry, own, score in zip(found, points, scores, strict=True)
         ]
-        return see("results", results)
+    return [restore(*pair, batch, index, config) for index, pair in enumerate(zip(found, masks, strict=True))]
 
 
 def restore(

@@ -36,15 +36,16 @@ def to_document(config: RunConfig) -> Document:
     kind = next(name for name, data in DATASETS.items() if isinstance(config.data, data))
     document: Document = {"dataset": kind}
     for part in PARTS:
-        document |= _plain(getattr(config, part))
+        document |= to_plain(getattr(config, part))
     return document
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """A record as nested dictionaries of JSON values; :func:`with_values` is the inverse."""
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -90,15 +91,19 @@ def with_document(base: RunConfig, document: Mapping[str, Any], *, source: str) 
     for part in PARTS:
         present = getattr(base, part)
         names = {f.name for f in fields(present)}
-        parts[part] = _changed(present, {key: rest.pop(key) for key in list(rest) if key in names}, source, "")
+        parts[part] = with_values(present, {key: rest.pop(key) for key in list(rest) if key in names}, source)
     if rest:
         known = [f.name for part in parts.values() for f in fields(part)]
         raise _unknown(source, next(iter(rest)), known)
     return RunConfig(**parts)
 
 
-def _changed(base: T, table: Any, source: str, prefix: str) -> T:
-    """The record `base` with the fields that `table` names."""
+def with_values(base: T, table: Any, source: str, prefix: str = "") -> T:
+    """The record `base` with the fields that `table` names.
+
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type or is out of range.
+    """
     if not isinstance(table, Mapping):
         raise ConfigError(f"{source}: {prefix.rstrip('.')}: expected a table, got {table!r}")
     hints = get_type_hints(type(base))
@@ -107,7 +112,7 @@ def _changed(base: T, table: Any, source: str, prefix: str) -> T:
         if key not in hints:
             raise _unknown(source, f"{prefix}{key}", list(hints))
         if is_dataclass(hints[key]):
-            changes[key] = _changed(getattr(base, key), value, source, f"{prefix}{key}.")
+            changes[key] = with_values(getattr(base, key), value, source, f"{prefix}{key}.")
         else:
             changes[key] = _converted(value, hints[key], f"{source}: {prefix}{key}")
     try:
