@@ -13,7 +13,7 @@ from PIL import Image
 import refnet.kernels
 from refnet.data import Shapes
 from refnet.draw import draw_detections
-from refnet.train import load_model, load_run_checkpoint
+from refnet.train import open_source
 
 
 def main() -> None:
@@ -24,8 +24,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     refnet.kernels.install()
-    checkpoint = load_run_checkpoint(arguments.run)
-    model = load_model(checkpoint)
+    source = open_source(arguments.run)
+    model, _ = source.model()
     if arguments.image is None:
         image = Shapes(count=1, seed=1, split="val")[0].image
     else:
@@ -34,8 +34,8 @@ def main() -> None:
     found = model.detect([image])[0]
     for box, label, score, mask in zip(found.boxes, found.classes, found.scores, found.masks, strict=True):
         corners = ", ".join(f"{value:.1f}" for value in box)
-        print(f"{checkpoint.class_names[label - 1]:10} {score:.2f}  box ({corners})  mask of {int(mask.sum())} pixels")
-    Image.fromarray(draw_detections(image, found, checkpoint.class_names)).save(arguments.out)
+        print(f"{source.class_names[label - 1]:10} {score:.2f}  box ({corners})  mask of {int(mask.sum())} pixels")
+    Image.fromarray(draw_detections(image, found, source.class_names)).save(arguments.out)
     print(f"drawn in {arguments.out}")
 
 

@@ -1,8 +1,8 @@
-"""The command line: ``refnet train shapes``, ``train coco``, ``eval``, ``predict`` and ``data shapes``.
+"""The command line: ``refnet train shapes``, ``train coco``, ``eval``, ``predict``, ``convert`` and ``data shapes``.
 
 Each command is a record whose fields are its flags. Those of the network, the data and the training are the records
 of :mod:`refnet.rcnn.config` and :mod:`refnet.train.config` themselves, so no flag is written down twice. Arguments
-are parsed twice: once for what the defaults come from (a configuration file, a preset, an existing run), and then,
+are parsed twice: once for what the defaults come from (a configuration file, a preset, a run, a file of weights), and then,
 with these defaults in the help text too, for everything.
 """
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
+import numpy as np
 import tyro
 
 import refnet
@@ -26,25 +27,29 @@ from refnet.rcnn.config import ModelConfig
 from refnet.rcnn.model import MaskRCNN
 from refnet.rcnn.structures import Detections
 from refnet.train import (
-    Checkpoint,
     CocoData,
     RunConfig,
     ShapesData,
+    Source,
     TrainConfig,
-    config_of,
+    build_model,
     delete_run,
     holds_run,
     keep_freed_memory,
-    load_model,
-    load_run_checkpoint,
+    open_source,
     preset_model,
     read_toml,
+    read_weights,
     train,
     with_document,
+    write_checkpoint,
 )
 from refnet.train.config_file import DEFAULT_PRESETS
 from refnet.train.progress import progress_bar
 from refnet.train.run_dir import CONFIG_TOML, RESULTS
+from refnet.weights import LoadReport, save
+from refnet.weights.load import unwrapped
+from refnet.weights.names import CONVENTIONS, detect_convention
 
 if TYPE_CHECKING:
     from refnet.draw import Example
@@ -56,6 +61,7 @@ EXAMPLES = 200  # images that the report's pictures are chosen from; more would 
 
 T = TypeVar("T")
 Flat: TypeAlias = Annotated[T, tyro.conf.arg(name="")]  # the record's fields are flags without a prefix
+Opened: TypeAlias = tyro.conf.Suppress[tyro.conf.Fixed[Source | None]]  # no flag: what was read for the defaults
 Preset: TypeAlias = Literal[
     "torchvision", "torchvision_v2", "torchvision_keypoints", "matterport", "detectron2", "paper", "shapes"
 ]
@@ -108,10 +114,17 @@ class TrainCoco:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Evaluate a run's newest checkpoint as COCO does; write RUN/results.json and, with it, RUN/report.html."""
+    """Evaluate a run's newest checkpoint as COCO does; write RUN/results.json and, with it, RUN/report.html.
 
-    run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run")]
-    """The folder of the run."""
+    With --weights FILE instead of a run, weights of any known program are evaluated; write ./results.json.
+    """
+
+    run_dir: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(name="run")] = None
+    """The folder of the run, or a checkpoint."""
+    weights: Path | None = None
+    """Instead of a run: a file of weights. The network is taken from it."""
+    preset: Preset | None = None
+    """With --weights: what the file doesn't say, if not its own program's conventions."""
     model: Flat[ModelConfig]
     images: Path | None = None
     """A folder of images to evaluate on, instead of those that the run names."""
@@ -119,27 +132,79 @@ class Eval:
     """Their objects, JSON in COCO's format."""
     out: Path | None = None
     """The file to write the results to, instead of RUN/results.json."""
+    opened: Opened = None
 
     def run(self) -> int:
         """Evaluate."""
         return _eval(self)
 
+    def source(self) -> Path:
+        """The run, or the file of weights."""
+        if (self.run_dir is None) == (self.weights is None):
+            raise ConfigError(f"eval: expected a run or --weights, got {self.run_dir} and {self.weights}")
+        return self.run_dir or self.weights or Path()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Find objects in images; draw them and write them down in COCO's results format."""
+    """Find objects in images; draw them and write them down in COCO's results format.
 
-    run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run")]
-    """The folder of a run, or a checkpoint."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files."""
+    refnet predict RUN image.jpg, or refnet predict --weights FILE image.jpg for weights of any known program.
+    """
+
+    paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN] IMAGE [IMAGE ...]")]
+    """The folder of a run, or a checkpoint, and image files; with --weights, image files only."""
+    weights: Path | None = None
+    """Instead of a run: a file of weights. The network is taken from it."""
+    preset: Preset | None = None
+    """With --weights: what the file doesn't say, if not its own program's conventions."""
     model: Flat[ModelConfig]
     out: Path = Path("predictions")
     """The folder for the drawings, one PNG file an image, and for detections.json."""
+    opened: Opened = None
 
     def run(self) -> int:
         """Predict."""
         return _predict(self)
+
+    def source(self) -> Path:
+        """The run, or the file of weights."""
+        if not self.paths:
+            raise ConfigError("predict: expected a run and image files, or --weights and image files, got none")
+        return self.weights or self.paths[0]
+
+    def images(self) -> tuple[Path, ...]:
+        """The image files."""
+        return self.paths if self.weights else self.paths[1:]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Write weights for another program: those of a run, a checkpoint, or a file of any known program.
+
+    The end of OUT says the format: .npz a checkpoint of refnet's, or a state dict; .pth and .safetensors a state dict;
+    .h5 Keras. Weights don't say how images are prepared, or any other convention: the program that reads them has its
+    own.
+    """
+
+    in_file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="in")]
+    """A run, a checkpoint, or a file of weights."""
+    out: tyro.conf.Positional[Path]
+    """The file to write."""
+    to: Literal["refnet", "torchvision", "matterport"] | None = None
+    """Whose names to write; by default what OUT's end suggests: .npz refnet, .h5 matterport, else torchvision."""
+    preset: Preset | None = None
+    """What the file doesn't say, if not its own program's conventions."""
+    model: Flat[ModelConfig]
+    opened: Opened = None
+
+    def run(self) -> int:
+        """Convert."""
+        return _convert(self)
+
+    def source(self) -> Path:
+        """What is read."""
+        return self.in_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +229,7 @@ class DataShapes:
         return 0
 
 
-Command: TypeAlias = TrainShapes | TrainCoco | Eval | Predict | DataShapes
+Command: TypeAlias = TrainShapes | TrainCoco | Eval | Predict | Convert | DataShapes
 
 
 def _parse_train(kind: Callable[..., Command], name: str, data: ShapesData | CocoData, args: Sequence[str]) -> Command:
@@ -186,18 +251,37 @@ def _parse_train(kind: Callable[..., Command], name: str, data: ShapesData | Coc
     if document.get("dataset", name) != name:
         raise ConfigError(f"{source}: dataset: expected {name!r} for {program}, got {document['dataset']!r}")
     preset: Any = origin.preset or document.get("preset", DEFAULT_PRESETS[name])
-    base = RunConfig(model=preset_model(preset, source=source), data=data)
+    model = preset_model(preset, source=source)
+    if origin.preset is None and file is None:
+        model = _model_of_weights(args, program, model)
+    base = RunConfig(model=model, data=data)
     config = with_document(base, document, source=source)
     default = kind(origin=Origin(out=out, preset=preset), train=config.train, data=config.data, model=config.model)
     return _parse(kind, default, program, args)
 
 
-def _parse_with_run(kind: Callable[..., Command], default: Any, name: str, args: Sequence[str]) -> Command:
-    """A command whose defaults for the network are those of the run that it names."""
+@dataclass(frozen=True, kw_only=True)
+class _Weights:
+    """The flag that a training's defaults may come from."""
+
+    weights: Path | None = None
+
+
+def _model_of_weights(args: Sequence[str], program: str, preset: ModelConfig) -> ModelConfig:
+    """The network that the file after --weights is of, but for its classes; `preset` if there is no such file."""
+    flag, _ = tyro.cli(_Weights, args=args, prog=program, return_unknown_args=True, add_help=False)
+    if flag.weights is None or detect_convention(unwrapped(read_weights(flag.weights))).backbone_only:
+        return preset
+    return replace(open_source(flag.weights).config, num_classes=preset.num_classes)
+
+
+def _parse_with_source(kind: Callable[..., Command], default: Any, name: str, args: Sequence[str]) -> Command:
+    """A command whose defaults for the network are those of the run or the weights that it names."""
     program = f"refnet {name}"
     first: Any = _parse(kind, default, program, args)
-    model = config_of(load_run_checkpoint(first.run_dir)).model
-    return _parse(kind, replace(default, model=model), program, args)
+    base = None if first.preset is None else preset_model(first.preset, source="--preset")
+    source = open_source(first.source(), base=base)
+    return _parse(kind, replace(default, model=source.config, opened=source), program, args)
 
 
 def _parse(kind: Callable[..., Command], default: Any, program: str, args: Sequence[str]) -> Command:
@@ -214,14 +298,18 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Command], str]] = {
         "the same for images with annotations in COCO's format",
     ),
     "eval": (
-        lambda args: _parse_with_run(Eval, Eval(run_dir=tyro.MISSING, model=ModelConfig()), "eval", args),
-        "evaluate a run as COCO does",
+        lambda args: _parse_with_source(Eval, Eval(model=ModelConfig()), "eval", args),
+        "evaluate a run, or weights, as COCO does",
     ),
     "predict": (
-        lambda args: _parse_with_run(
-            Predict, Predict(run_dir=tyro.MISSING, images=tyro.MISSING, model=ModelConfig()), "predict", args
-        ),
+        lambda args: _parse_with_source(Predict, Predict(paths=tyro.MISSING, model=ModelConfig()), "predict", args),
         "find objects in images, draw them and write them down",
+    ),
+    "convert": (
+        lambda args: _parse_with_source(
+            Convert, Convert(in_file=tyro.MISSING, out=tyro.MISSING, model=ModelConfig()), "convert", args
+        ),
+        "write weights for another program",
     ),
     "data shapes": (
         lambda args: _parse(DataShapes, DataShapes(shapes=ShapesConfig()), "refnet data shapes", args),
@@ -290,7 +378,8 @@ def _train(config: RunConfig, origin: Origin, name: str) -> int:
             )
         delete_run(out)
     _set_up_process(config.train)
-    result = train(config, dataset, out, resume=origin.resume)
+    model = build_model(config, tell=_tell) if config.train.weights and not origin.resume else None
+    result = train(config, dataset, out, resume=origin.resume, model=model)
     if result.interrupted:
         print(
             f"refnet: stopped behind step {result.steps} of {config.train.steps}; to continue: "
@@ -298,19 +387,22 @@ def _train(config: RunConfig, origin: Origin, name: str) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
-    checkpoint = load_run_checkpoint(result.checkpoint)
+    source = open_source(out)
     examples: list[Example] = []
     if unseen is not None:
-        model = load_model(checkpoint)
-        examples = _evaluate(model, unseen, checkpoint, config.train.eval_batch_size, out / RESULTS)
-    _report(out, checkpoint, examples)
+        examples = _evaluate(source.model()[0], unseen, source, config.train.eval_batch_size, out / RESULTS)
+    _report(out, source, examples)
     return 0
 
 
-def _report(run_dir: Path, checkpoint: Checkpoint, examples: "Sequence[Example]") -> None:
+def _tell(report: LoadReport) -> None:
+    print(report, file=sys.stderr)
+
+
+def _report(run_dir: Path, source: Source, examples: "Sequence[Example]") -> None:
     from refnet.draw import write_report
 
-    print(f"report: {write_report(run_dir, class_names=checkpoint.class_names, examples=examples)}")
+    print(f"report: {write_report(run_dir, class_names=source.class_names, examples=examples)}")
 
 
 def _for_classes(config: RunConfig, origin: Origin, dataset: Dataset) -> RunConfig:
@@ -333,32 +425,46 @@ def _set_up_process(config: TrainConfig) -> None:
         kernels.uninstall()
 
 
+def _opened(command: Eval | Predict | Convert) -> Source:
+    assert command.opened is not None  # parsing the command has read it
+    return command.opened
+
+
 def _eval(command: Eval) -> int:
-    checkpoint = load_run_checkpoint(command.run_dir)
-    config = config_of(checkpoint)
-    dataset = _evaluation_data(command, config).validation(command.model.input.channels)
+    source = _opened(command)
+    data = _evaluation_data(command, source)
+    dataset = None if data is None else data.validation(command.model.input.channels)
     if dataset is None:
-        raise ConfigError(f"eval: {command.run_dir} names no images to evaluate on; --images and --annotations do")
-    _set_up_process(config.train)
-    model = load_model(checkpoint, command.model)
-    folder = command.run_dir if command.run_dir.is_dir() else None
-    out = command.out or (folder or command.run_dir.parent) / RESULTS
-    examples = _evaluate(model, dataset, checkpoint, config.train.eval_batch_size, out)
+        raise ConfigError(f"eval: {source.path} names no images to evaluate on; --images and --annotations do")
+    _set_up_process(source.train)
+    model = _loaded(source, command.model)
+    folder = source.path if source.path.is_dir() else None
+    out = command.out or (Path() if source.run is None else folder or source.path.parent) / RESULTS
+    examples = _evaluate(model, dataset, source, source.train.eval_batch_size, out)
     if folder is not None and out == folder / RESULTS:
-        _report(folder, checkpoint, examples)
+        _report(folder, source, examples)
     return 0
 
 
-def _evaluation_data(command: Eval, config: RunConfig) -> ShapesData | CocoData:
+def _loaded(source: Source, config: ModelConfig) -> MaskRCNN:
+    """The network with its weights; for a file of another program, with a report of what was chosen and went where."""
+    model, report = source.model(config)
+    if source.run is None:
+        _tell(report)
+        print("\n".join(f"  chosen      {note}" for note in source.notes), file=sys.stderr)
+    return model
+
+
+def _evaluation_data(command: Eval, source: Source) -> ShapesData | CocoData | None:
     images, annotations = command.images, command.annotations
     if images is not None and annotations is not None:
         return CocoData(images=images, annotations=annotations, val_images=images, val_annotations=annotations)
     if images is not None or annotations is not None:
         raise ConfigError(f"eval: --images and --annotations belong together, got {images} and {annotations}")
-    return config.data
+    return None if source.run is None else source.run.data
 
 
-def _evaluate(model: MaskRCNN, dataset: Dataset, checkpoint: Checkpoint, batch_size: int, out: Path) -> "list[Example]":
+def _evaluate(model: MaskRCNN, dataset: Dataset, source: Source, batch_size: int, out: Path) -> "list[Example]":
     """Evaluate `model` on `dataset`, print a summary and write the results to the file `out`.
 
     Returns:
@@ -367,13 +473,14 @@ def _evaluate(model: MaskRCNN, dataset: Dataset, checkpoint: Checkpoint, batch_s
     from refnet.draw import Example, machine_facts
     from refnet.evaluate import CocoEvaluator, panoptic_quality
 
-    if tuple(dataset.class_names) != checkpoint.class_names:
-        raise DataError(f"eval: expected images of the classes {checkpoint.class_names}, got {dataset.class_names}")
+    numbers = _class_numbers(source, dataset)
     evaluator = CocoEvaluator(dataset.class_names, dataset.category_ids)
     examples: list[Example] = []
     start = time.perf_counter()
     samples = (dataset[index] for index in range(len(dataset)))
     for sample, found in _detect(model, samples, len(dataset), batch_size, lambda sample: sample.image):
+        if numbers is not None:
+            found = _renumbered(found, numbers)
         evaluator.add(sample.image_id, sample.truth, found)
         if len(examples) < EXAMPLES:
             score = panoptic_quality(sample.truth, found)
@@ -389,6 +496,35 @@ def _evaluate(model: MaskRCNN, dataset: Dataset, checkpoint: Checkpoint, batch_s
     print(evaluation)
     print(f"results: {out}")
     return examples
+
+
+def _class_numbers(source: Source, dataset: Dataset) -> Array | None:
+    """For each class of the network, 0 the background, that of the dataset, 0 for one that the dataset hasn't.
+
+    None if all are the same.
+
+    A file that doesn't name its classes has those of the dataset, if there are as many.
+
+    Raises:
+        DataError: the dataset has other classes.
+    """
+    count = len(source.class_names)
+    same = tuple(dataset.class_names) == source.class_names
+    if same or (not source.named and len(dataset.class_names) == count):
+        return None
+    theirs = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+    ours = dict(zip(source.category_ids, source.class_names, strict=True))
+    if source.run is not None or not theirs.items() <= ours.items():
+        raise DataError(f"eval: expected images of the classes {source.class_names}, got {tuple(dataset.class_names)}")
+    order = list(theirs)
+    return np.array([0, *(order.index(k) + 1 if k in theirs else 0 for k in source.category_ids)])
+
+
+def _renumbered(found: Detections, numbers: Array) -> Detections:
+    """`found` with classes numbered as the dataset does, without those that it hasn't."""
+    classes = numbers[found.classes]
+    kept = replace(found, classes=classes)
+    return kept.select(classes > 0)
 
 
 def _detect(
@@ -408,25 +544,41 @@ def _predict(command: Predict) -> int:
     from refnet.draw import draw_detections
     from refnet.evaluate import image_results
 
-    checkpoint = load_run_checkpoint(command.run_dir)
-    if not command.images:
+    files = command.images()
+    if not files:
         raise ConfigError("predict: expected one or more image files, got none")
+    source = _opened(command)
     channels = command.model.input.channels
-    images = [(path, _read_image(path, channels)) for path in command.images]
-    _set_up_process(config_of(checkpoint).train)
-    model = load_model(checkpoint, command.model)
+    images = [(path, _read_image(path, channels)) for path in files]
+    _set_up_process(source.train)
+    model = _loaded(source, command.model)
     command.out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     for number, ((path, image), found) in enumerate(_detect(model, images, len(images), 1, lambda entry: entry[1])):
-        rows = image_results(number, found, checkpoint.category_ids)
+        rows = image_results(number, found, source.category_ids)
         results += [{**row, "file_name": str(path)} for row in rows]
-        namesakes = sum(path.stem == other.stem for other in command.images)
+        namesakes = sum(path.stem == other.stem for other in files)
         drawing = command.out / (f"{path.stem}.png" if namesakes == 1 else f"{path.stem}-{number}.png")
-        Image.fromarray(draw_detections(image, found, checkpoint.class_names)).save(drawing)
+        Image.fromarray(draw_detections(image, found, source.class_names)).save(drawing)
         print(f"{path}: {len(found)} objects, drawn in {drawing}")
     file = command.out / "detections.json"
     file.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     print(f"detections: {file}")
+    return 0
+
+
+def _convert(command: Convert) -> int:
+    source = _opened(command)
+    model, report = source.model(command.model)
+    print(report)
+    for note in source.notes:
+        print(f"  chosen      {note}")
+    to = command.to or {".npz": "refnet", ".h5": "matterport"}.get(command.out.suffix, "torchvision")
+    if to == "refnet":
+        write_checkpoint(command.out, source.checkpoint(model))
+    else:
+        save(model, command.out, to)
+    print(f"written: {command.out}, by the names of {CONVENTIONS[to].about}")
     return 0
 
 

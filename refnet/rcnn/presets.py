@@ -183,7 +183,9 @@ def detectron2(num_classes: int = 80) -> ModelConfig:
         roi_targets=RoiTargetConfig(mask_values="threshold"),
         box_pool=_detectron2_pool(7),
         mask_pool=_detectron2_pool(14),
+        keypoint_pool=_detectron2_pool(14),
         box_head=BoxHeadConfig(background="last"),
+        keypoint_head=KeypointHeadConfig(scores="probability"),
         losses=LossConfig(rpn_beta=0.0, box_beta=0.0),
         detections=DetectionConfig(min_size=0.0),
     )

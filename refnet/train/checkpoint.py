@@ -22,12 +22,14 @@ import numpy as np
 
 from refnet.arrays import Array, to_host
 from refnet.errors import CheckpointError
+from refnet.weights.archive import first_name
 from refnet.whole_file import whole_file
 
 FORMAT = "refnet checkpoint"
 VERSION = 1
 KEEP = 2  # the newest, and the one before it in case the newest gets damaged
 
+_FIRST = 64  # bytes that hold the name of the first member
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip archive can express, for all members
 
 
@@ -68,13 +70,33 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     path = directory / f"step-{checkpoint.step:08d}.npz"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
-            _write(file, checkpoint)
+        write_checkpoint(path, checkpoint)
         for old in [*checkpoints(directory)[:-KEEP], *directory.glob("*.partial")]:
             old.unlink()
     except OSError as error:
         raise CheckpointError(f"checkpoint {path}: can't be written: {error}") from error
     return path
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` as the file `path`, whole or not at all.
+
+    Raises:
+        CheckpointError: the disk is full, or the file can't be written.
+    """
+    try:
+        with whole_file(path) as file:
+            _write(file, checkpoint)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: can't be written: {error}") from error
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file begins as a checkpoint does; one of another program, or none, doesn't."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return first_name(file.read(_FIRST)) == "metadata.npy"
 
 
 def _write(file: Any, checkpoint: Checkpoint) -> None:

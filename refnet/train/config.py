@@ -150,10 +150,12 @@ class TrainConfig:
     """Which parameters are trained: all; heads, everything behind the backbone; 5+, 4+, 3+, the heads and the backbone
     from C5, C4, C3 on; or a regular expression that matches whole names of parameters, such as rpn\\..*"""
     weights: Path | None = None
-    """A checkpoint whose weights the run starts from, or a run, which stands for its newest; None: random weights."""
-    weights_exclude: str | None = None
-    """A regular expression that matches the whole names of weights not to take, such as box_head\\..* for a new number
-    of classes."""
+    """What the run starts from: a run, for its newest checkpoint, a checkpoint, or a file of weights of another program,
+    of a detector or of a classifier; None: random weights. A detector's file also gives the network's defaults, unless a
+    preset or a configuration is named."""
+    exclude: tuple[str, ...] = ()
+    """Regular expressions that match the whole names of weights not to take, such as box_head\\.(classes|deltas)\\..* for
+    a new number of classes."""
     flip: float = 0.5
     """The probability that an image is mirrored left to right."""
     checkpoint_every: int = 100
@@ -184,13 +186,12 @@ class TrainConfig:
             self.optimizer == "sgd" or (self.decay_norm == "half_sum" and not self.decay_clipped),
             "decay_norm and decay_clipped belong to optimizer sgd, the decay of adamw is no gradient",
         )
-        for name in ("layers", "weights_exclude", "no_decay"):
+        patterns = [("layers", self.layers), ("no_decay", self.no_decay), *(("exclude", p) for p in self.exclude)]
+        for name, pattern in patterns:
             try:
-                re.compile(getattr(self, name) or "")
+                re.compile(pattern)
             except re.error as error:
-                raise ConfigError(
-                    f"{name} must be a regular expression, got {getattr(self, name)!r}: {error}"
-                ) from error
+                raise ConfigError(f"{name} must be a regular expression, got {pattern!r}: {error}") from error
 
     def learning_rate(self) -> Callable[[int], float]:
         """The learning rate of a step, counted from 0."""

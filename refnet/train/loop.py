@@ -6,7 +6,7 @@ draws depend on (seed, step) alone, and so does the learning rate. A checkpoint 
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,19 @@ from refnet.nn import (
     add_weight_decay,
     clip_gradients,
     find_nonfinite,
-    match_names,
     set_trainable,
 )
-from refnet.rcnn.config import ModelConfig
 from refnet.rcnn.model import MaskRCNN
-from refnet.train.checkpoint import Checkpoint, load_checkpoint, load_newest, save_checkpoint
+from refnet.train.checkpoint import Checkpoint, load_newest, save_checkpoint
 from refnet.train.config import RunConfig, TrainConfig
-from refnet.train.config_file import differences, from_document, to_document, write_config
+from refnet.train.config_file import differences, to_document, write_config
 from refnet.train.interrupt import stop_on_signals
 from refnet.train.memory import peak_memory_mib
 from refnet.train.metrics import MetricsLog
 from refnet.train.progress import progress_bar
 from refnet.train.run_dir import CHECKPOINTS, METRICS, holds_run
+from refnet.train.source import read_weights
+from refnet.weights import LoadReport, load
 
 ADJUSTABLE = (
     "steps",
@@ -66,60 +66,22 @@ class TrainingResult:
     checkpoint: Path
 
 
-def build_model(config: RunConfig) -> MaskRCNN:
+def build_model(config: RunConfig, *, tell: Callable[[LoadReport], None] | None = None) -> MaskRCNN:
     """The network with the weights that a run starts from: random ones, and over them those of ``train.weights``.
 
+    Args:
+        tell: called with what became of each of those weights.
+
     Raises:
-        CheckpointError: a weight of the checkpoint has another shape or isn't there, and ``weights_exclude`` doesn't
-            name it.
+        WeightsError: a weight has another shape or isn't there, and ``train.exclude`` doesn't name it.
+        CheckpointError: ``train.weights`` is a run without a checkpoint, or a damaged checkpoint.
     """
     model = MaskRCNN(config.model, rng=stream(config.train.seed, "weights"))
     if config.train.weights is not None:
-        _take_weights(model, config.train.weights, config.train.weights_exclude)
-    return model
-
-
-def _take_weights(model: MaskRCNN, source: Path, exclude: str | None) -> None:
-    checkpoint = load_run_checkpoint(source)
-    names = {**model.state(), **checkpoint.model}
-    excluded = set(match_names(names, exclude, what="weights_exclude")) if exclude else set()
-    taken = {name: array for name, array in checkpoint.model.items() if name not in excluded}
-    missing = set(model.load_state(taken, strict=False)) - excluded
-    unknown = set(taken) - set(model.state())
-    if missing or unknown:
-        raise CheckpointError(
-            f"weights {source}: expected those of this network, got {len(missing)} too few {sorted(missing)[:3]} and "
-            f"{len(unknown)} too many {sorted(unknown)[:3]}"
-        )
-
-
-def load_run_checkpoint(source: Path) -> Checkpoint:
-    """A checkpoint from its file, or the newest one from the folder of its run.
-
-    Raises:
-        CheckpointError: it isn't there or is damaged.
-    """
-    return load_newest(source / CHECKPOINTS)[1] if source.is_dir() else load_checkpoint(source)
-
-
-def config_of(checkpoint: Checkpoint) -> RunConfig:
-    """The configuration of the run that a checkpoint belongs to."""
-    return from_document(checkpoint.config, source="checkpoint")
-
-
-def load_model(checkpoint: Checkpoint, config: ModelConfig | None = None) -> MaskRCNN:
-    """The network of a checkpoint, with its weights.
-
-    Args:
-        config: another configuration to use the weights with, such as one with other detection thresholds.
-
-    Raises:
-        CheckpointError: the weights have other names or shapes than `config` needs.
-    """
-    if config is None:
-        config = config_of(checkpoint).model
-    model = MaskRCNN(config, rng=np.random.default_rng(0))
-    model.load_state(checkpoint.model)
+        path = config.train.weights
+        report = load(model, read_weights(path), exclude=config.train.exclude, name=str(path))
+        if tell is not None:
+            tell(report)
     return model
 
 

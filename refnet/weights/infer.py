@@ -12,6 +12,7 @@ from refnet.errors import WeightsError
 from refnet.rcnn import presets
 from refnet.rcnn.config import ModelConfig
 from refnet.rcnn.resnet import BLOCKS
+from refnet.rcnn.vgg import CONVOLUTIONS
 from refnet.weights.files import read_tensors
 from refnet.weights.layouts import axes_in_file
 from refnet.weights.load import Source, Tensors, unwrapped
@@ -67,12 +68,12 @@ def model_for(source: Source, *, base: ModelConfig | None = None, sha256: str | 
         base = _preset(convention, found)
     config = _resized(base, found)
     notes = [f"the network is taken from the file: {describe(config)}"]
-    if convention.name == "torchvision" and config.backbone.norm != "batch":
+    if convention.name == "torchvision" and config.backbone.norm != "batch" and config.backbone.family == "resnet":
         model = EPSILON_ZERO.get((sha256 or "")[:8])
         if model:
             config = replace(config, backbone=replace(config.backbone, norm_epsilon=0.0))
             notes.append(f"the file is torchvision's published {model}: its batch norms have epsilon 0")
-        else:
+        elif config.backbone.norm_epsilon > 0:
             notes.append(
                 f"batch norms have epsilon {config.backbone.norm_epsilon:g}; torchvision's published COCO_V1 files need 0 "
                 "(--backbone.norm-epsilon 0), and this isn't one of them byte for byte"
@@ -91,7 +92,10 @@ def file_digest(path: str | PathLike[str]) -> str:
 def describe(config: ModelConfig) -> str:
     """A network in a few words."""
     kind = "Mask R-CNN" if config.mask_head.enabled else "Faster R-CNN"
-    return f"{kind}, ResNet-{config.backbone.depth}, {config.num_classes} classes"
+    if config.keypoint_head.enabled:
+        kind = f"Keypoint R-CNN{' with masks' if config.mask_head.enabled else ''}"
+    family = "VGG" if config.backbone.family == "vgg" else "ResNet"
+    return f"{kind}, {family}-{config.backbone.depth}, {config.num_classes} classes"
 
 
 class _Shapes:
@@ -148,6 +152,8 @@ def _preset(convention: Convention, found: _Shapes) -> ModelConfig:
     match convention.name:
         case "torchvision" if "fpn.lateral_norms.0.weight" in found:
             return presets.torchvision_v2()
+        case "torchvision" if "keypoint_head.upsample.weight" in found:
+            return presets.torchvision_keypoints()
         case "torchvision" | "refnet":
             return presets.torchvision()
         case "matterport" | "multimodallearning":
@@ -162,7 +168,8 @@ def _preset(convention: Convention, found: _Shapes) -> ModelConfig:
 
 def _resized(base: ModelConfig, found: _Shapes) -> ModelConfig:
     """`base` with the sizes of the file's arrays."""
-    _, _, channels, width = found.require("backbone.stem.conv.weight", 4)
+    vgg = "backbone.stages.0.0.weight" in found
+    _, _, channels, width = found.require(f"backbone.{'stages.0.0' if vgg else 'stem.conv'}.weight", 4)
     fpn = found.require("fpn.output.0.weight", 4)[3]
     rpn = found.require("rpn.convolutions.0.weight", 4)[3]
     (anchors,) = found.require("rpn.deltas.bias", 1)
@@ -187,25 +194,40 @@ def _resized(base: ModelConfig, found: _Shapes) -> ModelConfig:
         mask["channels"], outputs = found.require("mask_head.logits.weight", 4)[2:]
         mask["convolutions"] = found.count("mask_head.convolutions.{}.weight")
         mask["class_agnostic"] = classes > 1 and outputs == 1
+    keypoints: dict[str, Any] = {"enabled": "keypoint_head.upsample.weight" in found}
+    if keypoints["enabled"]:
+        inputs, keypoints["num_keypoints"] = found.require("keypoint_head.upsample.weight", 4)[2:]
+        keypoints["convolutions"] = found.count("keypoint_head.convolutions.{}.weight")
+        if keypoints["convolutions"]:
+            keypoints["channels"] = inputs
     return replace(
         base,
         num_classes=classes,
         input=replace(base.input, channels=channels),
-        backbone=replace(base.backbone, depth=_depth(found), width=width),
+        backbone=replace(base.backbone, family="vgg" if vgg else "resnet", depth=_depth(found, vgg=vgg), width=width),
         fpn=replace(base.fpn, channels=fpn),
         rpn=replace(base.rpn, channels=rpn, convolutions=found.count("rpn.convolutions.{}.weight")),
         box_pool=replace(base.box_pool, size=size),
         box_head=replace(base.box_head, **box),
         mask_head=replace(base.mask_head, **mask),
+        keypoint_head=replace(base.keypoint_head, **keypoints),
     )
 
 
-def _depth(found: _Shapes) -> Any:
-    """The depth of a ResNet, from its blocks.
+def _depth(found: _Shapes, *, vgg: bool) -> Any:
+    """The depth of a VGG or a ResNet, from its blocks.
 
     Raises:
         WeightsError: there is none with such blocks.
     """
+    if vgg:
+        blocks = tuple(found.count(f"backbone.stages.{stage}.{{}}.weight") for stage in range(5))
+        depth = next((depth for depth, known in CONVOLUTIONS.items() if known == blocks), None)
+        if depth is None:
+            raise WeightsError(
+                f"weights: expected the blocks of a VGG-{', '.join(map(str, CONVOLUTIONS))}, got {blocks}"
+            )
+        return depth
     blocks = tuple(found.count(f"backbone.stages.{stage}.{{}}.branch.0.conv.weight") for stage in range(4))
     bottleneck = "backbone.stages.0.0.branch.2.conv.weight" in found
     for depth, known in BLOCKS.items():

@@ -16,6 +16,7 @@ import numpy as np
 
 from refnet.arrays import Array
 from refnet.errors import WeightsError
+from refnet.nn import match_names
 from refnet.rcnn.model import MaskRCNN
 from refnet.weights.files import read_tensors
 from refnet.weights.layouts import Layout
@@ -105,7 +106,7 @@ def _listed(what: str, entries: Sequence[str]) -> list[str]:
     return [f"  {what:12}{len(entries)}:", *(f"    {entry}" for entry in entries)] if entries else []
 
 
-def load(model: MaskRCNN, source: Source, *, exclude: str | Sequence[str] = ()) -> LoadReport:
+def load(model: MaskRCNN, source: Source, *, exclude: str | Sequence[str] = (), name: str | None = None) -> LoadReport:
     """Give `model` the weights of a file, whatever program wrote it, or of a mapping from such names to arrays.
 
     Nothing is left to chance: every array of the network must be in the file, with the right shape, and everything in
@@ -115,12 +116,16 @@ def load(model: MaskRCNN, source: Source, *, exclude: str | Sequence[str] = ()) 
         exclude: patterns of parameters (regular expressions that match whole names of refnet's) which keep the values
             that the model has, such as ``box_head\\.(classes|deltas)\\..*`` for another number of classes.
 
+        name: what messages call the source, by default the path of the file.
+
     Raises:
-        WeightsError: something is missing, unexpected or mismatched, or not finite; a pattern matches nothing; the file
-            isn't one of weights. The message holds the whole report, and the model is as it was.
+        WeightsError: something is missing, unexpected or mismatched, or not finite, or the file isn't one of weights. The
+            message holds the whole report, and the model is as it was.
+        ArgumentError: a pattern isn't a regular expression, or matches no parameter.
     """
     tensors = source if isinstance(source, Mapping) else read_tensors(Path(source))
-    name = "arrays" if isinstance(source, Mapping) else str(source)
+    if name is None:
+        name = "arrays" if isinstance(source, Mapping) else str(source)
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     plan = _Plan(model, unwrapped(tensors), patterns, name)
     report = plan.report()
@@ -171,17 +176,7 @@ class _Plan:
 
     def _matching(self, patterns: Sequence[str]) -> set[str]:
         """The parameters, of the network or of the file, that a pattern matches."""
-        known = {*self.targets, *self.meant.values()}
-        found: set[str] = set()
-        for pattern in patterns:
-            try:
-                names = {name for name in known if re.fullmatch(pattern, name)}
-            except re.error as error:
-                raise WeightsError(f"weights: exclude {pattern!r} isn't a regular expression: {error}") from error
-            if not names:
-                raise WeightsError(f"weights: exclude {pattern!r} matches the whole name of no parameter")
-            found |= names
-        return found
+        return set(match_names({**self.targets, **dict.fromkeys(self.meant.values())}, patterns, what="exclude"))
 
     def report(self) -> LoadReport:
         """What will happen, or what stands against it."""

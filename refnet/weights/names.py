@@ -12,11 +12,11 @@ from typing import Any, Literal, TypeAlias
 
 from refnet.errors import WeightsError
 from refnet.rcnn.config import ModelConfig
+from refnet.rcnn.vgg import CONVOLUTIONS
 
 Layer: TypeAlias = tuple[Any, ...]  # refnet's name of a layer, split at the dots, numbers as int
 Names: TypeAlias = tuple[str, ...]  # of the layer over there: the one that is written, then others that are read
 
-VGG_BLOCKS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 LEAVES = ("weight", "bias", "running_mean", "running_variance")
 TORCH = {leaf: f".{leaf}" for leaf in LEAVES} | {"running_variance": ".running_var"}
 KERAS = {"weight": "/kernel", "bias": "/bias"}
@@ -111,11 +111,15 @@ def _torchvision_resnet(layer: Layer, prefix: str) -> Names:
     return ()
 
 
+def _vgg_places(blocks: tuple[int, ...]) -> list[int]:
+    """Where the convolutions stand: each is followed by a ReLU, and each block by a pool."""
+    return [2 * (sum(blocks[:stage]) + i) + stage for stage, count in enumerate(blocks) for i in range(count)]
+
+
 def _torchvision_vgg(layer: Layer, blocks: tuple[int, ...], prefix: str) -> Names:
-    """A convolution's place in the row: each convolution is followed by a ReLU, each block by a pool."""
     match layer:
         case ("backbone", "stages", stage, i) if stage < len(blocks) and i < blocks[stage]:
-            return (f"{prefix}{2 * (sum(blocks[:stage]) + i) + stage}",)
+            return (f"{prefix}{_vgg_places(blocks)[sum(blocks[:stage]) + i]}",)
     return ()
 
 
@@ -441,7 +445,7 @@ CONVENTIONS: dict[str, Convention] = {
         ),
         Convention(
             name="refnet",
-            about="refnet's own names",
+            about="refnet",
             mark=r"(model/)?backbone\.(stem\.conv|stages\.0\.0)\.weight",
             names=_refnet,
             leaves=TORCH | {"running_variance": ".running_variance"},
@@ -531,14 +535,16 @@ def detect_convention(names: Collection[str]) -> Convention:
 def structure_of(config: ModelConfig) -> Structure:
     """What the names of the layers of a network of `config` depend on."""
     convolutions = config.box_head.convolutions if config.box_head.kind == "fc" else 0
-    return Structure(box_convolutions=convolutions)
+    vgg = CONVOLUTIONS[config.backbone.depth] if config.backbone.family == "vgg" else ()
+    return Structure(box_convolutions=convolutions, vgg_blocks=vgg)
 
 
 def structure_in(names: Collection[str]) -> Structure:
-    """The same for the network that a file with arrays of these names is of."""
+    """The same for the network that a file with arrays of these names is of; the VGG is the one that has most of them."""
     convolutions = sum(bool(re.fullmatch(r"roi_heads\.box_head\.\d+\.0\.weight", name)) for name in names)
-    count = sum(bool(re.fullmatch(r"(features|backbone\.body)\.\d+\.weight", name)) for name in names)
-    vgg = next((blocks for blocks in VGG_BLOCKS.values() if sum(blocks) == count), ())
+    row = [re.fullmatch(r"(?:features|backbone\.body)\.(\d+)\.weight", name) for name in names]
+    places = {int(match[1]) for match in row if match}
+    vgg = min(CONVOLUTIONS.values(), key=lambda blocks: len(places ^ set(_vgg_places(blocks)))) if places else ()
     return Structure(box_convolutions=convolutions, vgg_blocks=vgg)
 
 

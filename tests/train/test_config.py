@@ -117,7 +117,7 @@ def test_none_is_the_text_none_in_toml() -> None:
         ({"schedule": "multi_step"}, "milestones belong to schedule multi_step"),
         ({"milestones": (3,)}, "milestones belong to schedule multi_step"),
         ({"layers": "("}, r"layers must be a regular expression, got '\('"),
-        ({"weights_exclude": "*"}, r"weights_exclude must be a regular expression"),
+        ({"exclude": ("*",)}, r"exclude must be a regular expression"),
         ({"no_decay": "("}, r"no_decay must be a regular expression"),
         ({"optimizer": "adamw", "decay_norm": "mean"}, "decay_norm and decay_clipped belong to optimizer sgd"),
         ({"optimizer": "adamw", "decay_clipped": True}, "decay_norm and decay_clipped belong to optimizer sgd"),

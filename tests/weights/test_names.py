@@ -10,15 +10,20 @@ from refnet.autograd import Tensor
 from refnet.errors import WeightsError
 from refnet.ops import linear
 from refnet.rcnn import MaskRCNN, ModelConfig
-from refnet.rcnn.presets import detectron2, matterport, torchvision, torchvision_v2
+from refnet.rcnn.presets import detectron2, matterport, torchvision, torchvision_keypoints, torchvision_v2
+from refnet.rcnn.vgg import CONVOLUTIONS
 from refnet.weights.layouts import Layout
 from refnet.weights.load import load
-from refnet.weights.names import CONVENTIONS, VGG_BLOCKS, Structure, all_layers, detect_convention
+from refnet.weights.names import CONVENTIONS, Structure, all_layers, detect_convention
 from refnet.weights.save import to_tensors
 from tests.golden import torchvision_rule
 from tests.rcnn.small import Zeros, scene, shrink, vary
 
 MATTERPORT_NAMES = Path(__file__).parents[1] / "golden/matterport/weight_names.txt"
+
+
+VGG = vary(torchvision(), {"backbone.family": "vgg", "backbone.depth": 11})
+KEYPOINTS = torchvision_keypoints(3, 5)
 
 
 def full(config: ModelConfig) -> MaskRCNN:
@@ -27,7 +32,10 @@ def full(config: ModelConfig) -> MaskRCNN:
 
 def small(config: ModelConfig, seed: int = 0, **changes: object) -> MaskRCNN:
     """A small network of random weights, biases and statistics included, in float64."""
-    changes = {"backbone.depth": 18, **{name.replace("__", "."): value for name, value in changes.items()}}
+    changes = {
+        "backbone.depth": 11 if config.backbone.family == "vgg" else 18,
+        **{name.replace("__", "."): value for name, value in changes.items()},
+    }
     model = MaskRCNN(vary(shrink(config), changes), rng=np.random.default_rng(seed), dtype=np.float64)
     rng = np.random.default_rng([seed, 1])
     for name, array in model.state().items():
@@ -45,6 +53,7 @@ def small(config: ModelConfig, seed: int = 0, **changes: object) -> MaskRCNN:
         (torchvision(), "torchvision", 44_401_393, 307, None),
         (vary(torchvision_v2(), {"mask_head.enabled": False}), "torchvision", 43_712_278, None, None),
         (torchvision_v2(), "torchvision", 46_359_409, None, None),
+        (torchvision_keypoints(), "torchvision", 59_137_258, 313, None),
         (matterport(), "matterport", 64_047_096, 690, 64_158_584),
         (vary(matterport(), {"backbone.depth": 50}), "matterport", None, 384, 45_088_120),
     ],
@@ -114,7 +123,7 @@ def test_some_names(convention, name, entries):
 def test_vgg_is_numbered_in_one_row_with_relus_and_pools():
     """torchvision's VGG-16 has its convolutions at these places."""
     names = CONVENTIONS["torchvision-vgg"]
-    structure = Structure(vgg_blocks=VGG_BLOCKS[16])
+    structure = Structure(vgg_blocks=CONVOLUTIONS[16])
     found = [entry for layer in all_layers() for entry in names.entries(f"{layer}.bias", structure)]
     places = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
     assert found == [f"features.{place}.bias" for place in places]
@@ -122,7 +131,7 @@ def test_vgg_is_numbered_in_one_row_with_relus_and_pools():
 
 @pytest.mark.parametrize("convention", CONVENTIONS.values(), ids=lambda convention: convention.name)
 def test_no_two_layers_share_a_name(convention):
-    for structure in (Structure(), Structure(box_convolutions=4, vgg_blocks=VGG_BLOCKS[19])):
+    for structure in (Structure(), Structure(box_convolutions=4, vgg_blocks=CONVOLUTIONS[19])):
         arrays = [convention.arrays_of(layer, structure) for layer in all_layers()]
         entries = [entry for names in arrays for alternatives in names.values() for entry in alternatives]
         assert len(set(entries)) == len(entries)
@@ -133,8 +142,11 @@ def test_no_two_layers_share_a_name(convention):
     [
         (torchvision(), "torchvision"),
         (torchvision_v2(), "torchvision"),
+        (VGG, "torchvision"),
+        (KEYPOINTS, "torchvision"),
         (matterport(), "matterport"),
         (detectron2(), "detectron2"),
+        (vary(detectron2(), {"keypoint_head.enabled": True}), "detectron2"),
         (torchvision(), "maskrcnn-benchmark"),
         (matterport(), "multimodallearning"),
         (matterport(), "refnet"),
