@@ -186,7 +186,7 @@ class TrainConfig:
             self.optimizer == "sgd" or (self.decay_norm == "half_sum" and not self.decay_clipped),
             "decay_norm and decay_clipped belong to optimizer sgd, the decay of adamw is no gradient",
         )
-        patterns = [("layers", self.layers), ("no_decay", self.no_decay), *(("exclude", p) for p in self.exclude)]
+        patterns = [("layers", self.layers), ("no_decay", self.no_decay or ""), *(("exclude", p) for p in self.exclude)]
         for name, pattern in patterns:
             try:
                 re.compile(pattern)
