@@ -63,7 +63,14 @@ T = TypeVar("T")
 Flat: TypeAlias = Annotated[T, tyro.conf.arg(name="")]  # the record's fields are flags without a prefix
 Opened: TypeAlias = tyro.conf.Suppress[tyro.conf.Fixed[Source | None]]  # no flag: what was read for the defaults
 Preset: TypeAlias = Literal[
-    "torchvision", "torchvision_v2", "torchvision_keypoints", "matterport", "detectron2", "paper", "shapes"
+    "torchvision",
+    "torchvision_v2",
+    "torchvision_keypoints",
+    "matterport",
+    "matterport_faithful",
+    "detectron2",
+    "paper",
+    "shapes",
 ]
 
 

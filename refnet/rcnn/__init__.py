@@ -15,6 +15,7 @@
        │                                │
     targets.py     (training) sampled regions, and what     Ren et al. 2015, section 3.1.2
        │           anchors and regions should say           Girshick 2015, section 2.3
+       │           (attached_targets.py: as the same function of the RPN's deltas, for gradients)
     roi_pool.py ←───────────────────────┘                   Lin et al. 2017, eq. 1
        │           (R, P, P, C) from each region's level    He et al. 2017, section 3, RoIAlign
     heads.py       class_logits, deltas, mask_logits        Lin et al. 2017, 4.2; He et al. 2017, figure 4

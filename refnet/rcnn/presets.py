@@ -6,6 +6,7 @@ Each preset takes the number of classes (without background) and returns a :clas
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from refnet.rcnn.config import (
     AnchorConfig,
@@ -241,6 +242,7 @@ PRESETS: dict[str, Callable[..., ModelConfig]] = {
     "torchvision_v2": torchvision_v2,
     "torchvision_keypoints": torchvision_keypoints,
     "matterport": matterport,
+    "matterport_faithful": partial(matterport, faithful=True),
     "detectron2": detectron2,
     "paper": paper,
     "shapes": shapes,
