@@ -100,7 +100,7 @@ def members(file: BinaryIO) -> dict[str, Member]:
             )
         if flags & _ENCRYPTED or method not in (_STORED, _DEFLATED) or (method == _STORED and packed != size):
             raise WeightsError(f"member {name[:80]!r} is encrypted, or packed in another way than by deflate")
-        begin = _behind_local_header(file, offset, raw, method)
+        begin = _behind_local_header(file, min(offset, length), raw, method)
         places.append((offset, begin + packed))
         found[name] = Member(
             name=name, start=begin, packed=packed, size=size, deflated=method == _DEFLATED, checksum=checksum
@@ -175,7 +175,7 @@ def _text(raw: bytes, flags: int) -> str:
 
 def _behind_local_header(file: BinaryIO, offset: int, name: bytes, method: int) -> int:
     """Where a member's bytes begin, behind a header that must agree with the directory."""
-    file.seek(min(offset, 2**62))
+    file.seek(offset)
     header = file.read(_LOCAL.size)
     if len(header) == _LOCAL.size:
         signature, _, _, local_method, *_, name_size, extra_size = _LOCAL.unpack(header)

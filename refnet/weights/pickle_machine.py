@@ -39,7 +39,7 @@ class Allowance:
     The base lets small files hold some thousand tensors; beyond that, what is built must not outweigh the file.
     """
 
-    BASE = 8 << 20
+    BASE = 16 << 20
 
     def __init__(self, size: int) -> None:
         self.total = self.BASE + size
@@ -244,7 +244,6 @@ class PickleMachine:
         left = self._end - self._file.tell()
         if not 0 <= count <= left:
             raise WeightsError(f"expected at most the {left} bytes that are left, got a length of {count}")
-        self._allowance.charge(256)
         return memoryview(self._read(count))
 
     def _number(self, kind: str) -> Any:
@@ -362,10 +361,10 @@ class PickleMachine:
         if len(content) <= _SHORT:
             self._push(str(content, "latin-1"), 64 + 2 * len(content))
         else:
-            self._push(content, 64)
+            self._push(content, 320)
 
     def _bytes(self, kind: str) -> None:
-        self._push(self._long(self._number(kind)), 64)
+        self._push(self._long(self._number(kind)), 320)
 
     def _list(self) -> None:
         self._push([], 128)
@@ -408,7 +407,7 @@ class PickleMachine:
             _set(mapping, key, value)
 
     def _put(self, index: int) -> None:
-        self._allowance.charge(256)
+        self._allowance.charge(160)
         self._memo[index] = self._top(object, "an object")
 
     def _memoize(self) -> None:
@@ -460,7 +459,7 @@ class PickleMachine:
         key = self._pop()
         if self._persistent is None:
             raise WeightsError(f"expected no persistent id in this file, got {describe(key)}")
-        self._push(self._persistent(key), 256)
+        self._push(self._persistent(key), 160)
 
 
 def _opcode_name(code: bytes) -> str:

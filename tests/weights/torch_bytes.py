@@ -131,6 +131,7 @@ class Record:
     extra: bytes = b""
     local_name: str | None = None
     size: int | None = None
+    packed_size: int | None = None
 
 
 def zipped(records: Iterable[Record]) -> bytes:
@@ -150,7 +151,8 @@ def zipped(records: Iterable[Record]) -> bytes:
             body += local + b"FB" + struct.pack("<H", fill) + b"Z" * fill + content
             if content:
                 body += b"PK\7\x08" + struct.pack("<3I", crc, len(content), size)
-        numbers = (0, 0, flags, record.method, 0, 0, crc, len(content), size)
+        packed_size = len(content) if record.packed_size is None else record.packed_size
+        numbers = (0, 0, flags, record.method, 0, 0, crc, packed_size, size)
         directory += b"PK\1\2" + struct.pack("<6H3I", *numbers)
         directory += struct.pack("<5H2I", len(raw), len(record.extra), 0, 0, 0, 0, start) + raw + record.extra
         count += 1
