@@ -25,6 +25,7 @@ from refnet.data import Dataset, ShapesConfig, read_image, write_shapes
 from refnet.errors import ConfigError, DataError, RefnetError
 from refnet.rcnn.config import ModelConfig
 from refnet.rcnn.model import MaskRCNN
+from refnet.rcnn.presets import PRESETS
 from refnet.rcnn.structures import Detections
 from refnet.train import (
     CocoData,
@@ -40,11 +41,12 @@ from refnet.train import (
     preset_model,
     read_toml,
     read_weights,
+    to_document,
     train,
     with_document,
     write_checkpoint,
 )
-from refnet.train.config_file import DEFAULT_PRESETS
+from refnet.train.config_file import DEFAULT_PRESETS, differences
 from refnet.train.progress import progress_bar
 from refnet.train.run_dir import CONFIG_TOML, RESULTS
 from refnet.weights import LoadReport, save
@@ -58,6 +60,12 @@ FAILED = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report Ctrl-C
 
 EXAMPLES = 200  # images that the report's pictures are chosen from; more would only cost memory
+
+ONLY_IN_TRAINING = ("anchor_targets", "roi_targets", "losses")  # stages that detecting passes over
+SEEN_OR_ONLY_IN_TRAINING = (  # fields of the others that the shapes of weights show, or that detecting passes over
+    "family", "depth", "width", "channels", "convolutions", "conv_channels", "layers", "enabled", "num_keypoints",
+    "initialization", "norm_momentum", "zero_init_residual",
+)  # fmt: skip
 
 T = TypeVar("T")
 Flat: TypeAlias = Annotated[T, tyro.conf.arg(name="")]  # the record's fields are flags without a prefix
@@ -585,8 +593,30 @@ def _convert(command: Convert) -> int:
         write_checkpoint(command.out, source.checkpoint(model))
     else:
         save(model, command.out, to)
+        for line in _unsaid(command.model, to):
+            print(f"  not in it   {line}")
     print(f"written: {command.out}, by the names of {CONVENTIONS[to].about}")
     return 0
+
+
+def _unsaid(config: ModelConfig, program: str) -> list[str]:
+    """What changes the objects that a network finds, isn't seen in the shapes of its weights, and isn't `program`'s own."""
+    fields = [
+        differences(_model_document(preset(config.num_classes)), _model_document(config))
+        for name, preset in PRESETS.items()
+        if name.startswith(program)
+    ]
+    nearest = min(fields, key=len)
+    lines = []
+    for key, (theirs, ours) in nearest.items():
+        stage, _, name = key.rpartition(".")
+        if stage not in ONLY_IN_TRAINING and name not in SEEN_OR_ONLY_IN_TRAINING and not name.endswith("_train"):
+            lines.append(f"{key} is {ours}, {program}'s own is {theirs}")
+    return lines
+
+
+def _model_document(config: ModelConfig) -> dict[str, Any]:
+    return to_document(RunConfig(model=config))
 
 
 def _read_image(path: Path, channels: int) -> Array:

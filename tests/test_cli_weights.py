@@ -11,8 +11,8 @@ from PIL import Image
 from refnet.cli import main
 from refnet.data.coco_classes import COCO_CLASSES
 from refnet.rcnn import MaskRCNN, ModelConfig
-from refnet.rcnn.presets import detectron2, matterport, torchvision, torchvision_keypoints
-from refnet.train import load_newest, open_source, read_config
+from refnet.rcnn.presets import detectron2, matterport, shapes, torchvision, torchvision_keypoints
+from refnet.train import RunConfig, load_newest, open_source, read_config
 from refnet.weights import read_tensors, save, write_tensors
 from refnet.weights.save import to_tensors
 from tests.rcnn.small import Zeros, shrink, vary
@@ -32,6 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out = run("convert", folder / "run", folder / f"w{suffix}", "--to", "torchvision").stdout
         assert "names of refnet (refnet)" in out
         assert "written: " in out
+        assert "input.resize is none, torchvision's own is shortest_edge" in out
+        assert "rpn.nms_threshold" not in out
+        assert "channels" not in out
     return folder
 
 
@@ -100,6 +103,18 @@ def test_training_starts_from_weights_and_takes_the_network_from_them(folder: Pa
     done = run(*few, "--weights", other, *exclude, "--out", tmp_path / "other")
     assert "kept        4:" in done.stderr
     assert read_config(tmp_path / "other").train.exclude == tuple(exclude[1:])
+
+
+def test_a_classifiers_weights_leave_the_preset_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[RunConfig] = []
+    monkeypatch.setattr("refnet.cli._train", lambda config, origin, name: seen.append(config) or 0)
+    named = to_tensors(MaskRCNN(shrink(torchvision()), rng=Zeros()), "torchvision")
+    body = {k.removeprefix("backbone.body."): v for k, v in named.items() if k.startswith("backbone.body.")}
+    for name, tensors in {"classifier": body, "detector": named}.items():
+        write_tensors(tmp_path / f"{name}.npz", tensors)
+        assert main(["train", "shapes", "--weights", str(tmp_path / f"{name}.npz")]) == 0
+    assert [config.model.backbone.width for config in seen] == [shapes().backbone.width, 4]
+    assert seen[0].model == shapes()
 
 
 def test_what_is_no_file_of_weights_is_named(tmp_path: Path) -> None:
