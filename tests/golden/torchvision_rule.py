@@ -122,5 +122,5 @@ def fill(model: Module, naming: Naming = torchvision_name) -> None:
     state = {}
     for name, array in model.state().items():
         shape = to_torch(name, np.broadcast_to(array, array.shape)).shape
-        state[name] = np.ascontiguousarray(from_torch(name, weight(naming(name), shape)))
+        state[name] = np.ascontiguousarray(from_torch(name, weight(naming(name), shape)), array.dtype)
     model.load_state(state)

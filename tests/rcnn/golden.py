@@ -1,14 +1,21 @@
 """Files of golden vectors that torchvision computed in float64, and comparison with what they keep of an array."""
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from refnet.nn import Module
-from tests.golden.torchvision_rule import Naming, to_torch
+from refnet.rcnn import GroundTruth, MaskRCNN, ModelConfig
+from refnet.rcnn.presets import torchvision, torchvision_keypoints, torchvision_v2
+from tests.golden.torchvision_rule import Naming, fill, image, to_torch, torchvision_name, torchvision_v2_name
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+MASKS = ("maskrcnn", "maskrcnn_v2")
+PRESETS = {"keypointrcnn": torchvision_keypoints, "maskrcnn_v2": torchvision_v2}
+NAMES = {"maskrcnn_v2": torchvision_v2_name}
 
 
 class Golden:
@@ -75,3 +82,68 @@ class Golden:
 
 def nchw(array: np.ndarray) -> np.ndarray:
     return array.transpose(0, 3, 1, 2)
+
+
+def golden_images() -> list[np.ndarray]:
+    """The two images that the files were computed from."""
+    return [image("0", 96, 128), image("1", 120, 100)]
+
+
+def case_of(golden: Golden) -> str:
+    return str(json.loads(str(golden.file["config"]))["case"])
+
+
+def configure(golden: Golden) -> ModelConfig:
+    """The configuration that a file was computed with."""
+    settings = json.loads(str(golden.file["config"]))
+    model = settings["model"]
+    classes = settings["classes"] - 1
+    case = case_of(golden)
+    config = PRESETS.get(case, torchvision)(classes)
+    return dataclasses.replace(
+        config,
+        mask_head=dataclasses.replace(config.mask_head, enabled=case in MASKS),
+        input=dataclasses.replace(config.input, min_size=model["min_size"], max_size=model["max_size"]),
+        rpn=dataclasses.replace(
+            config.rpn,
+            pre_nms_train=model["rpn_pre_nms_top_n_train"],
+            pre_nms_test=model["rpn_pre_nms_top_n_test"],
+            post_nms_train=model["rpn_post_nms_top_n_train"],
+            post_nms_test=model["rpn_post_nms_top_n_test"],
+        ),
+        anchor_targets=dataclasses.replace(config.anchor_targets, batch_size=model["rpn_batch_size_per_image"]),
+        roi_targets=dataclasses.replace(
+            config.roi_targets,
+            batch_size=model["box_batch_size_per_image"],
+            positive_fraction=model["box_positive_fraction"],
+        ),
+        detections=dataclasses.replace(
+            config.detections,
+            limit=model["box_detections_per_img"],
+            score_threshold=model["box_score_thresh"],
+        ),
+    )
+
+
+def build(golden: Golden, dtype: type = np.float64) -> MaskRCNN:
+    """The network that a file was computed with."""
+    model = MaskRCNN(configure(golden), rng=np.random.default_rng(0), dtype=dtype)
+    fill(model, NAMES.get(case_of(golden), torchvision_name))
+    return model
+
+
+def truth_of(golden: Golden) -> list[GroundTruth]:
+    """The objects that a file was computed with."""
+    entries = []
+    for index in range(2):
+        own = {key: golden.file.get(f"target{index}.{key}") for key in ("boxes", "labels", "masks", "keypoints")}
+        entries.append(
+            GroundTruth(
+                boxes=own["boxes"],
+                classes=own["labels"],
+                masks=None if own["masks"] is None else own["masks"].astype(bool),
+                crowd=np.zeros(len(own["boxes"]), bool),
+                keypoints=own["keypoints"],
+            )
+        )
+    return entries

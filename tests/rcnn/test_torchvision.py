@@ -1,11 +1,9 @@
 """The whole network against golden vectors that torchvision computed in float64, stage by stage.
 
 Two images of different size; ResNet-50-FPN; Faster and Mask R-CNN with 4 classes, Keypoint R-CNN with one class of 17
-keypoints; the v2 variant of Mask R-CNN. In training, both samplers take everything, so targets, losses and gradients are deterministic.
+keypoints; the v2 variant of Mask R-CNN. In training, both samplers take everything, so targets, losses and gradients
+are deterministic.
 """
-
-import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -13,52 +11,13 @@ import pytest
 import refnet.kernels
 from refnet.autograd import Tensor, no_grad
 from refnet.ops import relu, reshape
-from refnet.rcnn import GroundTruth, MaskRCNN, ModelConfig
+from refnet.rcnn import MaskRCNN
 from refnet.rcnn.layers import convolve_regions
-from refnet.rcnn.presets import torchvision, torchvision_keypoints, torchvision_v2
 from refnet.rcnn.trace import Trace
-from tests.golden.torchvision_rule import fill, image, torchvision_name, torchvision_v2_name
-from tests.rcnn.golden import Golden, nchw
+from tests.golden.torchvision_rule import torchvision_name
+from tests.rcnn.golden import MASKS, NAMES, Golden, build, golden_images, nchw, truth_of
 
 CASES = ["fasterrcnn", "maskrcnn", "keypointrcnn", "maskrcnn_v2"]
-MASKS = ("maskrcnn", "maskrcnn_v2")
-PRESETS = {"keypointrcnn": torchvision_keypoints, "maskrcnn_v2": torchvision_v2}
-NAMES = {"maskrcnn_v2": torchvision_v2_name}
-
-
-def case_of(golden: Golden) -> str:
-    return str(json.loads(str(golden.file["config"]))["case"])
-
-
-def configure(golden: Golden) -> ModelConfig:
-    settings = json.loads(str(golden.file["config"]))
-    model = settings["model"]
-    classes = settings["classes"] - 1
-    case = case_of(golden)
-    config = PRESETS.get(case, torchvision)(classes)
-    return dataclasses.replace(
-        config,
-        mask_head=dataclasses.replace(config.mask_head, enabled=case in MASKS),
-        input=dataclasses.replace(config.input, min_size=model["min_size"], max_size=model["max_size"]),
-        rpn=dataclasses.replace(
-            config.rpn,
-            pre_nms_train=model["rpn_pre_nms_top_n_train"],
-            pre_nms_test=model["rpn_pre_nms_top_n_test"],
-            post_nms_train=model["rpn_post_nms_top_n_train"],
-            post_nms_test=model["rpn_post_nms_top_n_test"],
-        ),
-        anchor_targets=dataclasses.replace(config.anchor_targets, batch_size=model["rpn_batch_size_per_image"]),
-        roi_targets=dataclasses.replace(
-            config.roi_targets,
-            batch_size=model["box_batch_size_per_image"],
-            positive_fraction=model["box_positive_fraction"],
-        ),
-        detections=dataclasses.replace(
-            config.detections,
-            limit=model["box_detections_per_img"],
-            score_threshold=model["box_score_thresh"],
-        ),
-    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,33 +25,6 @@ def tuned_kernels():
     refnet.kernels.install()
     yield
     refnet.kernels.uninstall()
-
-
-@pytest.fixture(scope="module")
-def images() -> list[np.ndarray]:
-    return [image("0", 96, 128), image("1", 120, 100)]
-
-
-def build(golden: Golden, dtype: type = np.float64) -> MaskRCNN:
-    model = MaskRCNN(configure(golden), rng=np.random.default_rng(0), dtype=dtype)
-    fill(model, NAMES.get(case_of(golden), torchvision_name))
-    return model
-
-
-def truth_of(golden: Golden) -> list[GroundTruth]:
-    entries = []
-    for index in range(2):
-        own = {key: golden.file.get(f"target{index}.{key}") for key in ("boxes", "labels", "masks", "keypoints")}
-        entries.append(
-            GroundTruth(
-                boxes=own["boxes"],
-                classes=own["labels"],
-                masks=None if own["masks"] is None else own["masks"].astype(bool),
-                crowd=np.zeros(len(own["boxes"]), bool),
-                keypoints=own["keypoints"],
-            )
-        )
-    return entries
 
 
 def check_pass(golden: Golden, model: MaskRCNN, trace: Trace) -> None:
@@ -142,12 +74,12 @@ def hidden_features(model: MaskRCNN, pooled: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_inference(images, case):
+def test_inference(case):
     """The files' entries resized* hold the final detections too (of masks the first eight): torchvision maps back in place."""
     golden = Golden(f"torchvision_{case}.eval.npz")
     model = build(golden)
     trace = Trace()
-    detections = model.detect(images, trace=trace)
+    detections = model.detect(golden_images(), trace=trace)
     check_pass(golden, model, trace)
     for index, entry in enumerate(detections):
         golden.check(f"final{index}.boxes", entry.boxes)
@@ -166,11 +98,11 @@ def test_inference(images, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_training(images, case):
+def test_training(case):
     golden = Golden(f"torchvision_{case}.train.npz")
     model = build(golden)
     trace = Trace()
-    losses = model.losses(images, truth_of(golden), rng=np.random.default_rng(0), trace=trace)
+    losses = model.losses(golden_images(), truth_of(golden), rng=np.random.default_rng(0), trace=trace)
     check_pass(golden, model, trace)
     for index in range(2):
         np.testing.assert_array_equal(trace["anchor_targets.labels"][index], golden.file[f"rpn.labels{index}"])
