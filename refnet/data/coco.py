@@ -11,13 +11,17 @@ import numpy as np
 
 from refnet.arrays import Array
 from refnet.data import rle
-from refnet.data.dataset import Sample, checked_index
+from refnet.data.dataset import KeypointScheme, Sample, checked_index
 from refnet.data.image_file import read_image
 from refnet.errors import ConfigError, DataError
 from refnet.rcnn.boxes import from_xywh
 from refnet.rcnn.structures import GroundTruth
 
 log = logging.getLogger(__name__)
+
+KEYPOINT_OFFSET = (
+    0.5  # from COCO's keypoints, which count pixels, to continuous pixels: the middle of pixel i is i + 1/2
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,12 @@ class _Image:
     classes: list[int]
     crowd: list[bool]
     segmentations: list[_Runs | _Polygons | None]
+    keypoints: list[Array]  # (K, 3) each, as in the file
+
+    def labelled_keypoints(self) -> int:
+        """How many there are, without those of crowds."""
+        pairs = zip(self.keypoints, self.crowd, strict=True)
+        return sum(int(np.count_nonzero(points[:, 2])) for points, crowd in pairs if not crowd)
 
 
 class CocoDataset:
@@ -50,11 +60,17 @@ class CocoDataset:
         annotations_path: the JSON file, with the keys "images", "annotations" and "categories".
         channels: 3 for RGB, 1 for gray, None for as many as each file holds. Transparency is dropped by the
             first two; of 16 bits the upper 8 are kept.
+        keypoint_offset: what is added to the coordinates of keypoints. 0.5: a whole number is a pixel, whose middle lies
+            half a pixel further, as boxes are counted here (Detectron2). 0: as they are (torchvision).
+        min_keypoints: leave out images whose objects, without crowds, have fewer labelled keypoints in all. torchvision's
+            training asks for 10, Detectron2's for 1.
 
     Attributes:
         class_names, category_ids: class k is the category with the k-th lowest id, at position k - 1: COCO's 80
             categories have gaps among their ids up to 90.
         has_masks: whether the samples have masks: only if every annotation has a "segmentation" that isn't empty.
+        keypoints: what the keypoints are called; None if there are none: no category names some, or several do and
+            name different ones. Objects without keypoints then have unlabelled ones.
         dropped: the ids of annotations that were left out, since their boxes have no area inside of the image.
 
     Choice: an object's box is the annotation's "bbox", clipped to the image, not the bounds of its mask, since
@@ -71,7 +87,13 @@ class CocoDataset:
     """
 
     def __init__(
-        self, images_dir: str | PathLike[str], annotations_path: str | PathLike[str], *, channels: int | None = 3
+        self,
+        images_dir: str | PathLike[str],
+        annotations_path: str | PathLike[str],
+        *,
+        channels: int | None = 3,
+        keypoint_offset: float = KEYPOINT_OFFSET,
+        min_keypoints: int = 0,
     ) -> None:
         if channels not in (1, 3, None):
             raise ConfigError(f"CocoDataset: channels must be 3, 1 or None, got {channels!r}")
@@ -85,6 +107,8 @@ class CocoDataset:
         order = sorted(categories)
         self.category_ids: tuple[int, ...] = tuple(order)
         self.class_names: tuple[str, ...] = tuple(categories[k]["name"] for k in order)
+        self.keypoints: KeypointScheme | None = _scheme(categories, path)
+        self._keypoint_offset = keypoint_offset
         class_of = {category: k for k, category in enumerate(order, start=1)}
 
         images = _by_id(entries["images"], path, "images", {"file_name": str, "height": int, "width": int})
@@ -98,6 +122,10 @@ class CocoDataset:
             if not self._add(annotation, class_of, f"{path}: annotation {annotation_id}")
         )
         self._order = list(self._images.values())
+        if min_keypoints:
+            if self.keypoints is None:
+                raise DataError(f"{path}: expected keypoints, of which an image needs {min_keypoints}, got none")
+            self._order = [image for image in self._order if image.labelled_keypoints() >= min_keypoints]
         if self.dropped:
             log.warning(
                 "%s: %d annotations left out: their boxes have no area in the image; ids %s%s",
@@ -133,6 +161,7 @@ class CocoDataset:
             classes=np.array(entry.classes, np.int64),
             masks=masks,
             crowd=np.array(entry.crowd, bool),
+            keypoints=None if self.keypoints is None else self._points(entry),
         )
         return Sample(image=image, truth=truth, image_id=entry.image_id, file_name=entry.file_name)
 
@@ -145,7 +174,13 @@ class CocoDataset:
             raise DataError(f"{where}: expected a file name inside of the folder of images, got {name!r}")
         if not (self._folder / name).is_file():
             raise DataError(f"{where}: expected the file {self._folder / name}, found none")
-        return _Image(entry["id"], name, height, width, [], [], [], [])
+        return _Image(entry["id"], name, height, width, [], [], [], [], [])
+
+    def _points(self, entry: _Image) -> Array:
+        assert self.keypoints is not None
+        points = np.array(entry.keypoints, np.float32).reshape(len(entry.boxes), len(self.keypoints), 3)
+        points[..., :2] += np.where(points[..., 2:] > 0, np.float32(self._keypoint_offset), np.float32(0))
+        return points
 
     def _add(self, annotation: dict[str, Any], class_of: dict[int, int], where: str) -> bool:
         """Add an annotation to its image, unless its box has no area there."""
@@ -164,6 +199,7 @@ class CocoDataset:
             segmentation = _segmentation(annotation.get("segmentation"), image)
         except DataError as error:
             raise DataError(f"{where}: segmentation: {error}") from None
+        points = None if self.keypoints is None else _points(annotation, len(self.keypoints), where)
 
         limits = np.array([image.width, image.height] * 2, np.float64)
         with np.errstate(over="ignore"):  # an infinite corner is clipped like any other
@@ -174,6 +210,8 @@ class CocoDataset:
         image.classes.append(class_of[annotation["category_id"]])
         image.crowd.append(bool(crowd))
         image.segmentations.append(segmentation)
+        if points is not None:
+            image.keypoints.append(points)
         return True
 
 
@@ -183,6 +221,49 @@ def _segmentation(value: Any, image: _Image) -> _Runs | _Polygons | None:
     if isinstance(value, dict):
         return _Runs(rle.run_lengths(value, image.height, image.width))
     return _Polygons(rle.polygons(value))
+
+
+def _scheme(categories: dict[int, dict[str, Any]], path: Path) -> KeypointScheme | None:
+    """What the categories call their keypoints; None if they name none, or not all the same."""
+    found: dict[tuple[str, ...], KeypointScheme] = {}
+    for number, category in categories.items():
+        names, skeleton = category.get("keypoints"), category.get("skeleton", [])
+        where = f"{path}: category {number}"
+        if names is None or names == []:
+            continue
+        if not isinstance(names, list) or not all(type(name) is str for name in names):
+            raise DataError(f"{where}: keypoints must be a list of names, got {names!r:.60}")
+        if not isinstance(skeleton, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 and all(type(point) is int for point in pair) for pair in skeleton
+        ):
+            raise DataError(f"{where}: skeleton must be a list of pairs of points, got {skeleton!r:.60}")
+        try:
+            scheme = KeypointScheme(names=tuple(names), skeleton=tuple((a - 1, b - 1) for a, b in skeleton))
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        found.setdefault(scheme.names, scheme)
+    if len(found) > 1:
+        log.warning("%s: no keypoints are read: the categories have %d different sets of them", path, len(found))
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _points(annotation: dict[str, Any], count: int, where: str) -> Array:
+    """The keypoints of an annotation, (count, 3), all 0 if it has none."""
+    value = annotation.get("keypoints")
+    if value is None or value == []:
+        return np.zeros((count, 3))
+    points = rle.numbers(value, f"{where}: keypoints")
+    if len(points) != 3 * count:
+        raise DataError(f"{where}: keypoints must be x, y and visibility of {count} points, got {len(points)} numbers")
+    points = points.reshape(count, 3)
+    if not np.isin(points[:, 2], (0, 1, 2)).all():
+        raise DataError(f"{where}: the visibility of a keypoint must be 0, 1 or 2, got {points[:, 2].tolist()}")
+    labelled = int(np.count_nonzero(points[:, 2]))
+    stated = annotation.get("num_keypoints", labelled)
+    if stated != labelled:
+        raise DataError(f"{where}: num_keypoints must be the number of labelled keypoints, {labelled}, got {stated!r}")
+    points[points[:, 2] == 0] = 0
+    return points
 
 
 def _leads_out(name: str) -> bool:

@@ -1,5 +1,6 @@
 """What a dataset is: numbered samples, each an image with its objects."""
 
+import re
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -8,6 +9,42 @@ from jaxtyping import UInt8
 from refnet.arrays import Array
 from refnet.errors import DataError
 from refnet.rcnn.structures import GroundTruth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeypointScheme:
+    """What the keypoints of a dataset's objects are called, and which of them belong together.
+
+    Attributes:
+        names: of each point, in the order of ``GroundTruth.keypoints``.
+        skeleton: pairs of points, counted from 0, that a line joins in drawings.
+
+    Raises:
+        DataError: there are no names, a name occurs twice, or the skeleton names a point that isn't there.
+    """
+
+    names: tuple[str, ...]
+    skeleton: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.names)
+        if not count or len(set(self.names)) != count:
+            raise DataError(f"keypoints: expected one or more different names, got {self.names}")
+        for pair in self.skeleton:
+            if not all(0 <= point < count for point in pair):
+                raise DataError(f"keypoints: a skeleton's points must be 0 to {count - 1}, got {pair}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def mirrored(self) -> list[int]:
+        """In the mirror image, which point stands in each place: "left" in a name becomes "right", and the reverse."""
+        place = {name: index for index, name in enumerate(self.names)}
+        return [place.get(_mirror(name), index) for index, name in enumerate(self.names)]
+
+
+def _mirror(name: str) -> str:
+    return re.sub("left|right", lambda side: "right" if side[0] == "left" else "left", name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +82,8 @@ class Dataset(Protocol):
     """Samples by position, and what their classes are called.
 
     Class k, counted from 1 since 0 is the background, is named ``class_names[k - 1]`` and has the COCO category
-    id ``category_ids[k - 1]``.
+    id ``category_ids[k - 1]``. A dataset whose objects have keypoints says what these are in an attribute ``keypoints``;
+    others needn't have it (:func:`keypoint_scheme`).
     """
 
     @property
@@ -57,6 +95,12 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+def keypoint_scheme(dataset: Dataset) -> KeypointScheme | None:
+    """What the keypoints of `dataset` are called; None if its objects have none."""
+    scheme: KeypointScheme | None = getattr(dataset, "keypoints", None)
+    return scheme
 
 
 def checked_index(index: int, count: int) -> int:

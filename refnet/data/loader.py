@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from refnet.arrays import Array
-from refnet.data.dataset import Dataset, Sample
+from refnet.data.dataset import Dataset, KeypointScheme, Sample, keypoint_scheme
 from refnet.data.streams import stream
 from refnet.errors import ArgumentError, DataError
 
@@ -36,7 +36,7 @@ def batches(
     collected. An error while loading a batch is raised where that batch is asked for.
 
     Args:
-        flip_probability: how often an image is mirrored, left to right, with its boxes and masks.
+        flip_probability: how often an image is mirrored, left to right, with its boxes, masks and keypoints.
 
     Raises:
         ArgumentError: a parameter is out of its range.
@@ -58,10 +58,13 @@ def batches(
 def _batches(
     dataset: Dataset, batch_size: int, seed: int, start_step: int, flip_probability: float, prefetch: int
 ) -> Iterator[Batch]:
+    scheme = keypoint_scheme(dataset)
+
     def load(step: int) -> Batch:
         samples = [dataset[index] for index in batch_indices(step, batch_size, len(dataset), seed)]
         return step, [
-            flipped(s) if stream(seed, "flip", step, s.image_id).random() < flip_probability else s for s in samples
+            flipped(s, scheme) if stream(seed, "flip", step, s.image_id).random() < flip_probability else s
+            for s in samples
         ]
 
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="refnet-loader")
@@ -88,11 +91,19 @@ def _order(seed: int, epoch: int, count: int) -> Int[Array, " count"]:
     return stream(seed, "order", epoch).permutation(count)
 
 
-def flipped(sample: Sample) -> Sample:
-    """The mirror image, left to right: x becomes W - x, so a box's right edge becomes its left one."""
+def flipped(sample: Sample, scheme: KeypointScheme | None = None) -> Sample:
+    """The mirror image, left to right: x becomes W - x, so a box's right edge becomes its left one.
+
+    A left wrist becomes a right one: keypoints change places as the names in `scheme` say, or stay without a scheme.
+    """
     width, truth = sample.image.shape[1], sample.truth
     boxes = truth.boxes.copy()
     boxes[:, [0, 2]] = width - truth.boxes[:, [2, 0]]
     masks = None if truth.masks is None else np.ascontiguousarray(truth.masks[:, :, ::-1])
     image = np.ascontiguousarray(sample.image[:, ::-1])
-    return replace(sample, image=image, truth=replace(truth, boxes=boxes, masks=masks))
+    points = truth.keypoints
+    if points is not None:
+        points = points[:, scheme.mirrored()] if scheme is not None else points.copy()
+        labelled = points[..., 2] > 0
+        points[..., 0] = np.where(labelled, width - points[..., 0], points[..., 0])
+    return replace(sample, image=image, truth=replace(truth, boxes=boxes, masks=masks, keypoints=points))

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from refnet.arrays import Array
-from refnet.data.dataset import Sample, checked_index
+from refnet.data.dataset import KeypointScheme, Sample, checked_index
 from refnet.data.streams import stream
 from refnet.errors import ConfigError
 from refnet.rcnn.masks import tight_box
@@ -32,6 +32,15 @@ SILHOUETTES: dict[str, Silhouette] = {
     "ring": lambda x, y: abs(x * x + y * y - 0.625) < 0.375,  # radii 1/2 to 1
     "cross": lambda x, y: (np.minimum(abs(x), abs(y)) < 1 / 3) & (np.maximum(abs(x), abs(y)) < 1),
     "ellipse": lambda x, y: x * x + 4 * y * y < 1,
+}
+
+
+# Where the four keypoints of a shape lie on the same scale: its uppermost point, the outermost ones, its lowest.
+KEYPOINTS = KeypointScheme(names=("top", "left", "right", "bottom"), skeleton=((0, 1), (0, 2), (1, 3), (2, 3)))
+_TIPS = ((0.0, -1.0), (-1.0, 0.0), (1.0, 0.0), (0.0, 1.0))
+_OTHER_TIPS = {
+    "triangle": ((0.0, -1.0), (-_SLOPE, 1.0), (_SLOPE, 1.0), (0.0, 1.0)),
+    "ellipse": ((0.0, -0.5), (-1.0, 0.0), (1.0, 0.0), (0.0, 0.5)),
 }
 
 
@@ -67,6 +76,8 @@ class ShapesConfig:
     """A shape's colour departs by at least this much of 255 from the ground's, in some channel."""
     noise: float = 0.0
     """Standard deviation of the noise added to every pixel, as a share of 255."""
+    keypoints: bool = False
+    """Whether the objects have keypoints: the top, left, right and bottom of the whole shape."""
 
     def __post_init__(self) -> None:
         for name, valid, expected in (
@@ -127,6 +138,11 @@ class Shapes:
         return self.config.classes
 
     @property
+    def keypoints(self) -> KeypointScheme | None:
+        """What the keypoints are called, if the shapes have some."""
+        return KEYPOINTS if self.config.keypoints else None
+
+    @property
     def category_ids(self) -> tuple[int, ...]:
         """1, 2, ...: a shape's COCO category is its class."""
         return tuple(range(1, len(self.config.classes) + 1))
@@ -146,6 +162,8 @@ class _Shape:
     color: Array
     box: Box  # of the whole silhouette, cut at the image's edges
     window: Array  # the silhouette inside of `box`
+    center: Array  # x, y
+    half: int  # of its height
 
 
 def draw_shapes(config: ShapesConfig, rng: np.random.Generator) -> tuple[Array, GroundTruth]:
@@ -188,7 +206,30 @@ def draw_shapes(config: ShapesConfig, rng: np.random.Generator) -> tuple[Array, 
         noise = rng.standard_normal(image.shape, np.float32) * np.float32(255 * config.noise)
         image = np.rint(np.clip(image + noise, 0, 255)).astype(np.uint8)
     classes = np.array([shape.kind + 1 for shape, _ in kept], np.int64)
-    return image, GroundTruth(boxes=boxes, classes=classes, masks=masks, crowd=np.zeros(len(kept), bool))
+    points = None
+    if config.keypoints:
+        points = np.zeros((len(kept), len(KEYPOINTS), 3), np.float32)
+        for row, (shape, _), mask in zip(points, kept, masks, strict=True):
+            row[:] = _keypoints(shape, config, mask)
+    return image, GroundTruth(
+        boxes=boxes,
+        classes=classes,
+        masks=masks,
+        crowd=np.zeros(len(kept), bool),
+        keypoints=points,
+    )
+
+
+def _keypoints(shape: _Shape, config: ShapesConfig, mask: Array) -> Array:
+    """The keypoints of a shape whose visible pixels are `mask`, (4, 3): not labelled outside of the image, and seen if
+    the shape is seen a tenth of the way towards its centre."""
+    tips = np.array(_OTHER_TIPS.get(config.classes[shape.kind], _TIPS))
+    points = shape.center + shape.half * tips
+    columns, rows = np.floor(shape.center + 0.9 * shape.half * tips).astype(np.int64).clip(0, config.image_size - 1).T
+    inside = ((points >= 0) & (points <= config.image_size)).all(axis=1)
+    visibility = np.where(mask[rows, columns], 2, 1)
+    labelled = np.concatenate([points, visibility[:, None]], axis=1)
+    return np.where(inside[:, None], labelled, 0).astype(np.float32)
 
 
 def _random_shape(config: ShapesConfig, ground: Array, rng: np.random.Generator) -> _Shape:
@@ -206,7 +247,9 @@ def _random_shape(config: ShapesConfig, ground: Array, rng: np.random.Generator)
     y = ((np.arange(y1, y2) + 0.5 - cy) / half)[:, None]
     window = SILHOUETTES[config.classes[kind]](x, y)
     left, top, right, bottom = tight_box(window)
-    return _Shape(kind, color, (x1 + left, y1 + top, x1 + right, y1 + bottom), window[top:bottom, left:right])
+    return _Shape(kind, color, (x1 + left, y1 + top, x1 + right, y1 + bottom), window[top:bottom, left:right],
+        np.array([cx, cy], np.float64), half,
+    )  # fmt: skip
 
 
 def _iou(a: Box, b: Box) -> float:

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 
 from refnet.arrays import Array
 from refnet.data import rle
-from refnet.data.dataset import Dataset, Sample
+from refnet.data.coco import KEYPOINT_OFFSET
+from refnet.data.dataset import Dataset, Sample, keypoint_scheme
 from refnet.data.shapes import Shapes, ShapesConfig
 from refnet.errors import DataError
 
@@ -37,6 +38,7 @@ def write_coco(dataset: Dataset, images_dir: str | PathLike[str], annotations_pa
 
     A mask becomes polygons if they give back exactly its pixels, else (it has a hole, say) a compressed
     run-length encoding. Crowds are always run-length encoded, as in COCO's files. "area" counts the mask's pixels.
+    Keypoints count pixels as COCO's do, so they are half a pixel less than here.
 
     Raises:
         DataError: two images have one name, or an image has more channels than a PNG file can.
@@ -56,7 +58,13 @@ def write_coco(dataset: Dataset, images_dir: str | PathLike[str], annotations_pa
         images.append({"id": sample.image_id, "file_name": name, "width": width, "height": height})
         for annotation in _annotations(sample, dataset.category_ids):
             annotations.append({"id": len(annotations) + 1, **annotation})  # COCO's evaluation takes id 0 for "none"
-    categories = [{"id": k, "name": name} for k, name in zip(dataset.category_ids, dataset.class_names, strict=True)]
+    scheme = keypoint_scheme(dataset)
+    points: dict[str, Any] = {}
+    if scheme is not None:
+        points = {"keypoints": scheme.names, "skeleton": [(a + 1, b + 1) for a, b in scheme.skeleton]}
+    categories = [
+        {"id": k, "name": name, **points} for k, name in zip(dataset.category_ids, dataset.class_names, strict=True)
+    ]
     content = {"images": images, "annotations": annotations, "categories": categories}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
@@ -77,6 +85,11 @@ def _annotations(sample: Sample, category_ids: tuple[int, ...]) -> list[dict[str
             mask = truth.masks[index]
             annotation["area"] = int(np.count_nonzero(mask))
             annotation["segmentation"] = _segmentation(mask, as_polygons=not truth.crowd[index])
+        if truth.keypoints is not None:
+            points = truth.keypoints[index].astype(np.float64)
+            points[points[:, 2] > 0, :2] -= KEYPOINT_OFFSET
+            annotation["keypoints"] = [value for x, y, v in points.tolist() for value in (x, y, int(v))]
+            annotation["num_keypoints"] = int(np.count_nonzero(points[:, 2]))
         annotations.append(annotation)
     return annotations
 
