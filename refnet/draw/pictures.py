@@ -1,4 +1,4 @@
-"""Objects drawn into their image: translucent masks, boxes, and labels with class and score."""
+"""Objects drawn into their image: translucent masks, boxes, keypoints, and labels with class and score."""
 
 import colorsys
 import math
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from refnet.arrays import Array
@@ -31,6 +31,7 @@ def draw_detections(
     scale: int | None = None,
     min_score: float = 0.5,
     color_by: Literal["instance", "class"] = "instance",
+    skeleton: Sequence[tuple[int, int]] = (),
 ) -> UInt8[Array, "h w 3"]:
     """`image` with `objects` drawn into it, the best-scored in front.
 
@@ -40,9 +41,11 @@ def draw_detections(
         scale: by how much to enlarge; by default so much that the longer side has at least 384 pixels.
         min_score: detections below it are left out. Objects of a ground truth have no score.
         color_by: whether every object has a colour of its own, or every class.
+        skeleton: pairs of keypoints, from 0, that a line joins. Keypoints that aren't labelled aren't drawn.
 
     Raises:
-        DataError: masks haven't the image's size, or an object's class has no name.
+        DataError: masks haven't the image's size, an object's class has no name, or the skeleton names a keypoint that
+            isn't there.
         ArgumentError: the scale is below 1.
     """
     height, width = image.shape[:2]
@@ -58,6 +61,10 @@ def draw_detections(
         raise DataError(
             f"draw_detections: classes must be 1 to {len(class_names)}, got {objects.classes.min()} to {objects.classes.max()}"
         )
+
+    points = objects.keypoints
+    if points is not None and max((max(pair) for pair in skeleton), default=0) >= max(points.shape[1], 1):
+        raise DataError(f"draw_detections: the skeleton must join keypoints 0 to {points.shape[1] - 1}, got {skeleton}")
 
     if isinstance(objects, Detections):
         order = np.argsort(objects.scores, kind="stable")
@@ -79,6 +86,9 @@ def draw_detections(
         x2, y2 = max(x2 - 1, x1), max(y2 - 1, y1)
         pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=CASING, width=thickness + 2)  # seen on any ground
         pen.rectangle((x1, y1, x2, y2), outline=color, width=thickness)
+    if points is not None:
+        for index, color in zip(order, colors, strict=True):
+            _draw_keypoints(pen, points[index], skeleton, color, scale, thickness)
 
     font = _font(max(11, round(max(canvas.shape) / 30)))
     placed: list[Rectangle] = []
@@ -100,6 +110,7 @@ def draw_side_by_side(
     *,
     scale: int | None = None,
     min_score: float = 0.5,
+    skeleton: Sequence[tuple[int, int]] = (),
 ) -> UInt8[Array, "h w 3"]:
     """What was found, beside what there is, with a caption above each; classes have colours.
 
@@ -108,7 +119,9 @@ def draw_side_by_side(
     """
     panels = []
     for caption, objects in (("prediction", detections), ("ground truth", truth)):
-        drawn = draw_detections(image, objects, class_names, scale=scale, min_score=min_score, color_by="class")
+        drawn = draw_detections(
+            image, objects, class_names, scale=scale, min_score=min_score, color_by="class", skeleton=skeleton
+        )
         size = max(12, round(max(drawn.shape) / 28))
         strip = Image.new("RGB", (drawn.shape[1], size + 10), CAPTION_GROUND)
         ImageDraw.Draw(strip).text((8, 4), caption, fill=CAPTION_COLOR, font=_font(size))
@@ -134,6 +147,27 @@ def _lay_mask(canvas: Array, mask: Bool[Array, "h w"], color: Color, thickness: 
         windows = np.lib.stride_tricks.sliding_window_view(inside, 2 * thickness + 1, axis=axis)
         inside = np.asarray(windows.all(axis=-1))
     canvas[mask & ~inside] = color
+
+
+def _draw_keypoints(
+    pen: ImageDraw.ImageDraw,
+    points: Float[Array, "K 3"],
+    skeleton: Sequence[tuple[int, int]],
+    color: Color,
+    scale: int,
+    thickness: int,
+) -> None:
+    """A line for each pair of the skeleton of which both are labelled, and a dot for each labelled point."""
+    places = [(float(x) * scale, float(y) * scale) for x, y, _ in points]
+    labelled = points[:, 2] > 0
+    for first, second in skeleton:
+        if labelled[first] and labelled[second]:
+            pen.line((*places[first], *places[second]), fill=CASING, width=thickness + 2)
+            pen.line((*places[first], *places[second]), fill=color, width=thickness)
+    for index in np.flatnonzero(labelled):
+        x, y = places[index]
+        for radius, ink in ((thickness + 2, CASING), (thickness + 1, color)):
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=ink)
 
 
 def _color(number: int) -> Color:

@@ -35,7 +35,11 @@ FIGURES = {
     "ar_small": "AR small",
     "ar_medium": "AR medium",
     "ar_large": "AR large",
+    "ar": "AR",
+    "ar50": "AR50",
+    "ar75": "AR75",
 }
+KINDS = {"box": "boxes", "mask": "masks", "keypoints": "keypoints"}  # what is evaluated, by its key in the results
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,7 @@ def write_report(
     worst: int = 6,
     others: int = 6,
     min_score: float = 0.5,
+    skeleton: Sequence[tuple[int, int]] = (),
 ) -> Path:
     """Write ``report.html`` in the folder of a run, of the files that lie there.
 
@@ -78,6 +83,7 @@ def write_report(
         worst: how many pictures to show of those with the lowest scores.
         others: how many of the rest, spread evenly over their scores.
         min_score: detections below it aren't drawn.
+        skeleton: pairs of keypoints, from 0, that a line joins in the pictures.
 
     Returns:
         The path of the page.
@@ -105,7 +111,7 @@ def write_report(
             f"<p>{page.escape(_subtitle(metrics, results))}</p>",
             _headline(results, timing, machine),
             _evaluation(results),
-            _pictures(examples, class_names, worst, others, min_score),
+            _pictures(examples, class_names, worst, others, min_score, skeleton),
             _training(metrics),
             "<h2>Configuration</h2>",
             f'<div class="card scroll">{page.tree(config)}</div>',
@@ -130,7 +136,7 @@ def _subtitle(metrics: list[dict[str, Any]], results: Mapping[str, Any] | None) 
 
 def _headline(results: Mapping[str, Any] | None, timing: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
     tiles = []
-    for kind in ("box", "mask"):
+    for kind in KINDS:
         figures = results.get(kind) if results else None
         if figures is not None:
             tiles.append(page.tile(f"{kind} AP", page.percent(figures["ap"])))
@@ -145,15 +151,12 @@ def _headline(results: Mapping[str, Any] | None, timing: Mapping[str, Any], mach
 def _evaluation(results: Mapping[str, Any] | None) -> str:
     if results is None:
         return "<h2>Evaluation</h2><p>There are no results: the run was not evaluated.</p>"
-    kinds = {kind: results[kind] for kind in ("box", "mask") if results.get(kind) is not None}
+    kinds = {kind: results[kind] for kind in KINDS if results.get(kind) is not None}
     parts = [
         "<h2>Evaluation</h2>",
         "<p>COCO's average precision (AP) and average recall (AR) in percent, over the IoU thresholds 0.50 to 0.95 unless "
         "one is named. Small objects have fewer than 32² pixels, large ones more than 96². A dash: no such object.</p>",
-        page.table(
-            ["", *FIGURES.values()],
-            [[kind, *(page.percent(figures[key]) for key in FIGURES)] for kind, figures in kinds.items()],
-        ),
+        *_figure_tables(kinds),
         "<h3>Classes</h3>",
         page.table(
             ["class", *(f"{kind} {FIGURES[key]}" for kind in kinds for key in ("ap", "ap50", "ap75"))],
@@ -169,15 +172,29 @@ def _evaluation(results: Mapping[str, Any] | None) -> str:
     ]
     for kind, figures in kinds.items():
 
-        def draw(theme: Theme, figures: Any = figures, title: str = {"box": "boxes", "mask": "masks"}[kind]) -> Figure:
+        def draw(theme: Theme, figures: Any = figures, title: str = KINDS[kind]) -> Figure:
             return precision_recall_curves(figures, results["recall"], title=title, theme=theme)
 
         parts.append(_curves(draw, f"precision against recall, {kind}"))
     return "\n".join(parts)
 
 
+def _figure_tables(kinds: Mapping[str, Any]) -> list[str]:
+    """A table of the figures for each set of kinds that have the same ones."""
+    tables: dict[tuple[str, ...], list[list[str]]] = {}
+    for kind, figures in kinds.items():
+        shown = tuple(key for key in FIGURES if key in figures)
+        tables.setdefault(shown, []).append([kind, *(page.percent(figures[key]) for key in shown)])
+    return [page.table(["", *(FIGURES[key] for key in shown)], rows) for shown, rows in tables.items()]
+
+
 def _pictures(
-    examples: Sequence[Example], class_names: Sequence[str], worst: int, others: int, min_score: float
+    examples: Sequence[Example],
+    class_names: Sequence[str],
+    worst: int,
+    others: int,
+    min_score: float,
+    skeleton: Sequence[tuple[int, int]],
 ) -> str:
     if not examples:
         return ""
@@ -193,13 +210,17 @@ def _pictures(
     worst_title = f"The worst of {len(ranked):,} images"
     for title, chosen in ((worst_title, ranked[:worst]), ("Others, from worse to better", [rest[i] for i in spread])):
         if chosen:
-            figures = "".join(_picture(example, class_names, min_score) for example in chosen)
+            figures = "".join(_picture(example, class_names, min_score, skeleton) for example in chosen)
             parts.append(f'<h3>{title}</h3><div class="grid">{figures}</div>')
     return "\n".join(parts)
 
 
-def _picture(example: Example, class_names: Sequence[str], min_score: float) -> str:
-    drawn = draw_side_by_side(example.image, example.detections, example.truth, class_names, min_score=min_score)
+def _picture(
+    example: Example, class_names: Sequence[str], min_score: float, skeleton: Sequence[tuple[int, int]]
+) -> str:
+    drawn = draw_side_by_side(
+        example.image, example.detections, example.truth, class_names, min_score=min_score, skeleton=skeleton
+    )
     picture = Image.fromarray(drawn)
     picture.thumbnail((WIDEST, WIDEST))
     buffer = io.BytesIO()

@@ -1,6 +1,6 @@
 """How good are the detections? COCO's figures for a dataset, Matterport's and one number for an image.
 
-coco.py        average precision and recall of boxes and masks, curves, COCO's results format
+coco.py        average precision and recall of boxes, masks and keypoints, curves, COCO's results format
 matterport.py  average precision of one image as Matterport computes it
 quality.py     panoptic quality of one image
 """
@@ -9,6 +9,7 @@ from refnet.evaluate.coco import (
     ClassMetrics,
     CocoEvaluator,
     Evaluation,
+    KeypointMetrics,
     Metrics,
     coco_results,
     evaluate,
@@ -21,6 +22,7 @@ __all__ = [
     "ClassMetrics",
     "CocoEvaluator",
     "Evaluation",
+    "KeypointMetrics",
     "Metrics",
     "average_precision",
     "average_precision_range",

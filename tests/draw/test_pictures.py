@@ -127,3 +127,24 @@ def test_what_does_not_fit_is_rejected():
             draw_detections(gray(), found(((1, 1, 9, 9), wrong, 0.9)), NAMES)
     with pytest.raises(ArgumentError, match="at least 1"):
         draw_detections(gray(), found(), NAMES, scale=0)
+
+
+def test_keypoints_are_drawn_where_they_are_and_joined():
+    points = np.array([[[20, 20, 2], [80, 20, 1], [50, 60, 0]]], np.float32)
+    entry = GroundTruth(
+        boxes=np.array([[10, 10, 100, 90]], np.float32), classes=np.array([1]), masks=None, crowd=np.array([False]),
+        keypoints=points,
+    )  # fmt: skip
+    image, color = gray(), np.array(_color(0))
+    dots = draw_detections(image, entry, NAMES, scale=1)
+    assert (dots[20, 20] == color).all()
+    assert (dots[20, 80] == color).all()
+    assert (dots[20, 50] == 128).all()
+    assert (dots[60, 50] == 128).all()  # not labelled
+    lines = draw_detections(image, entry, NAMES, scale=1, skeleton=((0, 1), (1, 2)))
+    assert (lines[20, 50] == color).all()
+    assert (lines[40, 65] == 128).all()
+    side = draw_side_by_side(image, found(), entry, NAMES, scale=1, skeleton=((0, 1),))
+    assert side.shape[1] > 2 * 120
+    with pytest.raises(DataError, match="skeleton must join keypoints 0 to 2"):
+        draw_detections(image, entry, NAMES, skeleton=((0, 3),))

@@ -246,7 +246,7 @@ def test_malformed_detections_are_rejected():
         evaluate(dataset, [smaller])
     with pytest.raises(DataError, match="classes must be 1 to 2, got 3"):
         evaluate(Listed(truth((A, 3))), [found()])
-    for iou_types in ((), ("keypoints",)):
+    for iou_types in ((), ("points",)):
         with pytest.raises(ArgumentError, match="iou_types"):
             CocoEvaluator(("a",), (1,), iou_types=iou_types)
     evaluator = CocoEvaluator(("a",), (1,))
