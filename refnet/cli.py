@@ -21,7 +21,7 @@ import tyro
 
 import refnet
 from refnet.arrays import Array
-from refnet.data import Dataset, ShapesConfig, read_image, write_shapes
+from refnet.data import Dataset, ShapesConfig, keypoint_scheme, read_image, write_shapes
 from refnet.errors import ConfigError, DataError, RefnetError
 from refnet.rcnn.config import ModelConfig
 from refnet.rcnn.model import MaskRCNN
@@ -405,7 +405,7 @@ def _train(config: RunConfig, origin: Origin, name: str) -> int:
     source = open_source(out)
     examples: list[Example] = []
     if unseen is not None:
-        examples = _evaluate(source.model()[0], unseen, source, config.train.eval_batch_size, out / RESULTS)
+        examples = _evaluate(source.model()[0], unseen, source, out / RESULTS)
     _report(out, source, examples)
     return 0
 
@@ -417,7 +417,8 @@ def _tell(report: LoadReport) -> None:
 def _report(run_dir: Path, source: Source, examples: "Sequence[Example]") -> None:
     from refnet.draw import write_report
 
-    print(f"report: {write_report(run_dir, class_names=source.class_names, examples=examples)}")
+    report = write_report(run_dir, class_names=source.class_names, examples=examples, skeleton=source.skeleton)
+    print(f"report: {report}")
 
 
 def _for_classes(config: RunConfig, origin: Origin, dataset: Dataset) -> RunConfig:
@@ -426,7 +427,23 @@ def _for_classes(config: RunConfig, origin: Origin, dataset: Dataset) -> RunConf
     preset = preset_model(origin.preset, source="--preset").num_classes
     if asked not in (found, preset):
         raise ConfigError(f"num_classes: the dataset has {found}, so expected that or nothing, got {asked}")
-    return replace(config, model=replace(config.model, num_classes=found))
+    return replace(config, model=_for_keypoints(replace(config.model, num_classes=found), origin, dataset))
+
+
+def _for_keypoints(model: ModelConfig, origin: Origin, dataset: Dataset) -> ModelConfig:
+    """`model` with as many keypoints as the dataset's objects have, unless somebody asked for another number."""
+    head, scheme = model.keypoint_head, keypoint_scheme(dataset)
+    if not head.enabled:
+        return model
+    if scheme is None:
+        raise ConfigError("keypoint_head.enabled: the objects of the dataset have no keypoints to learn from")
+    preset = preset_model(origin.preset, source="--preset").keypoint_head.num_keypoints
+    if head.num_keypoints not in (len(scheme), preset):
+        raise ConfigError(
+            f"keypoint_head.num_keypoints: the dataset has {len(scheme)}, so expected that or nothing, "
+            f"got {head.num_keypoints}"
+        )
+    return replace(model, keypoint_head=replace(head, num_keypoints=len(scheme)))
 
 
 def _set_up_process(config: TrainConfig) -> None:
@@ -455,7 +472,7 @@ def _eval(command: Eval) -> int:
     model = _loaded(source, command.model)
     folder = source.path if source.path.is_dir() else None
     out = command.out or (Path() if source.run is None else folder or source.path.parent) / RESULTS
-    examples = _evaluate(model, dataset, source, source.train.eval_batch_size, out)
+    examples = _evaluate(model, dataset, source, out)
     if folder is not None and out == folder / RESULTS:
         _report(folder, source, examples)
     return 0
@@ -473,13 +490,19 @@ def _loaded(source: Source, config: ModelConfig) -> MaskRCNN:
 def _evaluation_data(command: Eval, source: Source) -> ShapesData | CocoData | None:
     images, annotations = command.images, command.annotations
     if images is not None and annotations is not None:
-        return CocoData(images=images, annotations=annotations, val_images=images, val_annotations=annotations)
+        return CocoData(
+            images=images,
+            annotations=annotations,
+            val_images=images,
+            val_annotations=annotations,
+            keypoint_offset=source.keypoint_offset,
+        )
     if images is not None or annotations is not None:
         raise ConfigError(f"eval: --images and --annotations belong together, got {images} and {annotations}")
     return None if source.run is None else source.run.data
 
 
-def _evaluate(model: MaskRCNN, dataset: Dataset, source: Source, batch_size: int, out: Path) -> "list[Example]":
+def _evaluate(model: MaskRCNN, dataset: Dataset, source: Source, out: Path) -> "list[Example]":
     """Evaluate `model` on `dataset`, print a summary and write the results to the file `out`.
 
     Returns:
@@ -488,12 +511,17 @@ def _evaluate(model: MaskRCNN, dataset: Dataset, source: Source, batch_size: int
     from refnet.draw import Example, machine_facts
     from refnet.evaluate import CocoEvaluator, panoptic_quality
 
-    numbers = _class_numbers(source, dataset)
-    evaluator = CocoEvaluator(dataset.class_names, dataset.category_ids)
+    numbers, settings = _class_numbers(source, dataset), source.train
+    evaluator = CocoEvaluator(
+        dataset.class_names,
+        dataset.category_ids,
+        oks_sigmas=settings.oks_sigmas or None,
+        keypoint_offset=source.keypoint_offset,
+    )
     examples: list[Example] = []
     start = time.perf_counter()
     samples = (dataset[index] for index in range(len(dataset)))
-    for sample, found in _detect(model, samples, len(dataset), batch_size, lambda sample: sample.image):
+    for sample, found in _detect(model, samples, len(dataset), settings.eval_batch_size, lambda sample: sample.image):
         if numbers is not None:
             found = _renumbered(found, numbers)
         evaluator.add(sample.image_id, sample.truth, found)
@@ -570,11 +598,11 @@ def _predict(command: Predict) -> int:
     command.out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     for number, ((path, image), found) in enumerate(_detect(model, images, len(images), 1, lambda entry: entry[1])):
-        rows = image_results(number, found, source.category_ids)
+        rows = image_results(number, found, source.category_ids, keypoint_offset=source.keypoint_offset)
         results += [{**row, "file_name": str(path)} for row in rows]
         namesakes = sum(path.stem == other.stem for other in files)
         drawing = command.out / (f"{path.stem}.png" if namesakes == 1 else f"{path.stem}-{number}.png")
-        Image.fromarray(draw_detections(image, found, source.class_names)).save(drawing)
+        Image.fromarray(draw_detections(image, found, source.class_names, skeleton=source.skeleton)).save(drawing)
         print(f"{path}: {len(found)} objects, drawn in {drawing}")
     file = command.out / "detections.json"
     file.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from refnet.arrays import Array, to_host
+from refnet.data import KeypointScheme
 from refnet.errors import CheckpointError
 from refnet.weights.archive import first_name
 from refnet.whole_file import whole_file
@@ -43,6 +44,7 @@ class Checkpoint:
         optimizer: the arrays of the optimiser by name.
         config: the run's configuration, as :func:`refnet.train.config_file.to_document` writes it.
         class_names, category_ids: what class k, at position k - 1, is called, and its COCO category.
+        keypoints: what the keypoints of the objects are called; None if the dataset has none.
         random: what the random streams are made of, JSON.
     """
 
@@ -53,6 +55,7 @@ class Checkpoint:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     random: Mapping[str, Any]
+    keypoints: KeypointScheme | None = None
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
@@ -109,6 +112,8 @@ def _write(file: Any, checkpoint: Checkpoint) -> None:
         "category_ids": checkpoint.category_ids,
         "random": checkpoint.random,
     }
+    if checkpoint.keypoints is not None:
+        metadata["keypoints"] = {"names": checkpoint.keypoints.names, "skeleton": checkpoint.keypoints.skeleton}
     text = json.dumps(metadata, sort_keys=True, allow_nan=False)
     members = {"metadata": np.frombuffer(text.encode(), np.uint8)}
     members |= {f"model/{name}": to_host(array) for name, array in checkpoint.model.items()}
@@ -153,6 +158,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {path}: expected {FORMAT!r} version {VERSION}, "
             f"got {metadata.get('format')!r} version {metadata.get('version')!r}"
         )
+    scheme = metadata.get("keypoints")
     return Checkpoint(
         step=metadata["step"],
         model=_under("model/", members),
@@ -161,6 +167,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         class_names=tuple(metadata["class_names"]),
         category_ids=tuple(metadata["category_ids"]),
         random=metadata["random"],
+        keypoints=None
+        if scheme is None
+        else KeypointScheme(names=tuple(scheme["names"]), skeleton=tuple((a, b) for a, b in scheme["skeleton"])),
     )
 
 

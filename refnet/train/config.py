@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from refnet.data import CocoDataset, Dataset, Shapes, ShapesConfig
+from refnet.data import KEYPOINT_OFFSET, CocoDataset, Dataset, Shapes, ShapesConfig
 from refnet.errors import ConfigError
 from refnet.nn import Schedule, schedules
 from refnet.rcnn.config import ModelConfig, check, check_choices
@@ -74,8 +74,14 @@ class CocoData:
     """The folder of the images to evaluate on."""
     val_annotations: Path | None = None
     """Their objects."""
+    keypoint_offset: float = KEYPOINT_OFFSET
+    """What is added to the coordinates of keypoints on reading, and subtracted from those of detections. 0.5: a whole
+    number in a file is a pixel, whose middle it means (D). 0: as they are (T)."""
+    min_keypoints: int = 0
+    """Images to train on whose objects have fewer labelled keypoints in all are left out: 10 (T), 1 (D)."""
 
     def __post_init__(self) -> None:
+        check(self.min_keypoints >= 0, f"min_keypoints must not be negative, got {self.min_keypoints}")
         check(
             (self.val_images is None) == (self.val_annotations is None),
             f"val_images and val_annotations belong together, got {self.val_images} and {self.val_annotations}",
@@ -83,17 +89,22 @@ class CocoData:
 
     def training(self, channels: int) -> CocoDataset:
         """The images to train on, converted to `channels` if these are 1 (gray) or 3 (RGB)."""
-        return _coco(self.images, self.annotations, channels)
+        return self._read(self.images, self.annotations, channels, min_keypoints=self.min_keypoints)
 
     def validation(self, channels: int) -> CocoDataset | None:
         """The images to evaluate on, converted likewise; None if none were named."""
         if self.val_images is None or self.val_annotations is None:
             return None
-        return _coco(self.val_images, self.val_annotations, channels)
+        return self._read(self.val_images, self.val_annotations, channels, min_keypoints=0)
 
-
-def _coco(images: Path, annotations: Path, channels: int) -> CocoDataset:
-    return CocoDataset(images, annotations, channels=channels if channels in (1, 3) else None)
+    def _read(self, images: Path, annotations: Path, channels: int, *, min_keypoints: int) -> CocoDataset:
+        return CocoDataset(
+            images,
+            annotations,
+            channels=channels if channels in (1, 3) else None,
+            keypoint_offset=self.keypoint_offset,
+            min_keypoints=min_keypoints,
+        )
 
 
 Data: TypeAlias = ShapesData | CocoData
@@ -162,6 +173,9 @@ class TrainConfig:
     """Steps between checkpoints; there is always one at the end."""
     eval_batch_size: int = 8
     """Images that are evaluated at a time."""
+    oks_sigmas: tuple[float, ...] = ()
+    """How far each keypoint may be off in the evaluation, in units of the root of the object's area; none: COCO's own
+    for 17 points, and 0.05 for each of any other number."""
     device: Literal["cpu"] = "cpu"
     """Where arrays live."""
     kernels: Literal["tuned", "specification"] = "tuned"
@@ -171,6 +185,7 @@ class TrainConfig:
         check_choices("", self)
         for name in ("steps", "batch_size", "checkpoint_every", "eval_batch_size"):
             check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        check(all(sigma > 0 for sigma in self.oks_sigmas), f"oks_sigmas must be positive, got {self.oks_sigmas}")
         for name in ("lr", "weight_decay", "warmup_steps"):
             check(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("flip", "warmup_start"):
@@ -220,3 +235,8 @@ class RunConfig:
     """What it is trained and evaluated on."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """How it is trained."""
+
+    @property
+    def keypoint_offset(self) -> float:
+        """What keypoints in files lack to continuous pixels."""
+        return self.data.keypoint_offset if isinstance(self.data, CocoData) else KEYPOINT_OFFSET

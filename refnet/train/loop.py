@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from refnet.data import Dataset, Sample, batches, stream
+from refnet.data import Dataset, Sample, batches, keypoint_scheme, stream
 from refnet.errors import CheckpointError, ConfigError
 from refnet.nn import (
     SGD,
@@ -46,6 +46,7 @@ ADJUSTABLE = (
     "val_images",
     "val_annotations",
     "detections",
+    "oks_sigmas",
 )
 """What a resumed run may change, since no step before the checkpoint would have been another one; a cosine's steps
 would, and are up to the user."""
@@ -272,6 +273,7 @@ def _checkpoint(model: MaskRCNN, optimizer: Optimizer, config: RunConfig, datase
         config=to_document(config),
         class_names=tuple(dataset.class_names),
         category_ids=tuple(dataset.category_ids),
+        keypoints=keypoint_scheme(dataset),
         random={"generator": "Philox", "seed": config.train.seed, "next_step": step},
     )
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from refnet.arrays import Array
-from refnet.data.coco_classes import COCO_CLASSES
+from refnet.data import KEYPOINT_OFFSET, KeypointScheme
+from refnet.data.coco_classes import COCO_CLASSES, COCO_KEYPOINTS
 from refnet.rcnn.config import ModelConfig
 from refnet.rcnn.model import MaskRCNN
 from refnet.train.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, load_newest
@@ -30,6 +31,8 @@ class Source:
         run: the configuration of the run that made them; None for a file of another program.
         class_names, category_ids: what class k, at position k - 1, is called, and its COCO category.
         named: whether the file, or what is known of its convention, says so; otherwise classes are only numbered.
+        keypoints: what the keypoints of the objects are called; None if that isn't known, or there are none.
+        keypoint_offset: what keypoints in files lack to those of the network; see :class:`refnet.data.CocoDataset`.
         notes: what was chosen that the file doesn't say.
     """
 
@@ -41,6 +44,13 @@ class Source:
     category_ids: tuple[int, ...]
     named: bool
     notes: tuple[str, ...]
+    keypoints: KeypointScheme | None
+    keypoint_offset: float
+
+    @property
+    def skeleton(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of keypoints that a line joins in drawings."""
+        return () if self.keypoints is None else self.keypoints.skeleton
 
     @property
     def train(self) -> TrainConfig:
@@ -73,6 +83,7 @@ class Source:
             class_names=self.class_names,
             category_ids=self.category_ids,
             random={},
+            keypoints=self.keypoints,
         )
 
 
@@ -123,6 +134,8 @@ def open_source(path: Path, *, base: ModelConfig | None = None) -> Source:
         category_ids=tuple(categories),
         named=named,
         notes=found.notes,
+        keypoints=COCO_KEYPOINTS if _has_coco_keypoints(found.config) else None,
+        keypoint_offset=0.0 if found.convention.name == "torchvision" else KEYPOINT_OFFSET,
     )
 
 
@@ -137,7 +150,14 @@ def _of_checkpoint(path: Path, checkpoint: Checkpoint) -> Source:
         category_ids=checkpoint.category_ids,
         named=True,
         notes=(),
+        keypoints=checkpoint.keypoints,
+        keypoint_offset=run.keypoint_offset,
     )
+
+
+def _has_coco_keypoints(config: ModelConfig) -> bool:
+    head = config.keypoint_head
+    return head.enabled and config.num_classes == 1 and head.num_keypoints == len(COCO_KEYPOINTS)
 
 
 def _coco_categories(convention: Convention, config: ModelConfig) -> dict[int, str] | None:
