@@ -76,16 +76,18 @@ def test_matterport_has_exactly_these_names_and_shapes(depth):
     assert {name: array.shape for name, array in named.items()} == expected
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_torchvision_agrees_with_the_rule_that_the_golden_models_were_filled_by(depth):
+@pytest.mark.parametrize(
+    ("config", "depth"), [(torchvision(), 18), (torchvision(), 50), (torchvision_v2(), 50), (KEYPOINTS, 18)]
+)
+def test_torchvision_agrees_with_the_rule_that_the_golden_models_were_filled_by(config, depth):
     """An independent table and transposition, which torchvision's own outputs have confirmed."""
-    model = small(torchvision(), backbone__depth=depth)
+    model = small(config, backbone__depth=depth, box_pool__size=7, box_head__convolutions=config.box_head.convolutions)
+    naming = torchvision_rule.torchvision_v2_name if config.box_head.convolutions else torchvision_rule.torchvision_name
     named = to_tensors(model, "torchvision")
     for name, array in model.state().items():
-        there = torchvision_rule.torchvision_name(name)
-        if name != "box_head.hidden.0.weight":  # the rule knows pools of 7 cells only
-            np.testing.assert_array_equal(named[there], torchvision_rule.to_torch(name, array))
-    assert set(named) == {torchvision_rule.torchvision_name(name) for name in model.state()}
+        there = naming(name)
+        np.testing.assert_array_equal(named[there], torchvision_rule.to_torch(name, array), err_msg=name)
+    assert set(named) == {naming(name) for name in model.state()}
 
 
 @pytest.mark.parametrize(
