@@ -23,7 +23,7 @@ _HEAD = 2048  # bytes that tell formats apart: the name of an archive's first me
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Array]:
     """The tensors of a file, with the names and memory layouts of the framework that wrote it.
 
-    Known are PyTorch's ``.pth`` (the archive and the stream before it), Detectron's ``.pkl``, safetensors, NumPy's
+    Known are PyTorch's ``.pth`` (the archive, and the stream and the tar archive before it), Detectron's ``.pkl``, safetensors, NumPy's
     ``.npz`` and Keras's ``.h5``. Nothing in the file is run, and no more than twice its size and some 64 MiB are
     allocated, whatever it says.
 

@@ -1,6 +1,6 @@
 """PyTorch's weight files, read without PyTorch and without executing anything.
 
-torch.save has two formats. Since 1.6 it writes a zip archive of stored members under one folder: ``data.pkl``, a
+torch.save has had three formats. Since 1.6 it writes a zip archive of stored members under one folder: ``data.pkl``, a
 pickle in which every tensor is a call (storage, offset, size, stride), and one member ``data/KEY`` for each storage.
 Before, it wrote a stream: five pickles (a magic number, the version 1001, facts about the machine, the object, the
 storages' keys), then for each key the number of elements (int64) and the elements. A storage is a persistent id
@@ -14,7 +14,8 @@ Strides count elements. A tensor lies inside its storage if
 
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from refnet.arrays import Array
 from refnet.errors import WeightsError
 from refnet.weights import archive
 from refnet.weights.declared import as_array, byte_count, opened
-from refnet.weights.pickle_machine import Allowance, PickleMachine, Stub, arguments, describe, stubs
+from refnet.weights.pickle_machine import Allowance, Buildable, PickleMachine, Stub, arguments, describe, stubs
 from refnet.weights.pickle_numpy import NUMPY_STUBS, NumpyArray, Shape, check_total, checked_shape, unwrapped
 from refnet.weights.torch_writer import BFLOAT16, DTYPES, STORAGES
 
@@ -36,6 +37,7 @@ _STREAM = b"\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b"."  # the first pickle
 _PROTOCOL = 1001
 _VERSIONS = [str(number).encode() for number in range(1, 11)]  # of the archive, as torch 2 accepts them
 _PIECE = 1 << 18
+_BLOCK = 512  # of a tar archive
 _WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict")
 
 
@@ -133,6 +135,26 @@ def _rebuild_parameter(values: tuple[Any, ...]) -> _Tensor:
     return tensor
 
 
+class _Parameter(Buildable):
+    """A parameter as it was pickled when it was a variable around a tensor: made empty, the tensor in its state."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: _Tensor | None) -> None:
+        self.tensor = tensor
+
+    def build(self, state: object) -> None:
+        """(tensor, gradient, hooks, ...), or (..., hooks) where the tensor was an argument."""
+        if self.tensor is None and isinstance(state, tuple) and len(state) == 5 and isinstance(state[0], _Tensor):
+            self.tensor = state[0]
+        elif self.tensor is None or not isinstance(state, tuple) or len(state) != 3:
+            raise WeightsError(f"Parameter: expected a state with one tensor, got {describe(state)}")
+
+
+def _parameter(values: tuple[Any, ...]) -> _Parameter:
+    return _Parameter(arguments("Parameter", values, _Tensor, optional=1)[0])
+
+
 def _size(values: tuple[Any, ...]) -> Shape:
     extents: Shape = arguments("torch.Size", values, tuple)[0]
     return extents
@@ -144,18 +166,25 @@ _TABLE = stubs(
     Stub("torch._utils._rebuild_tensor_v2", _rebuild_tensor_v2),
     Stub("torch._utils._rebuild_tensor_v3", _rebuild_tensor_v3),
     Stub("torch._utils._rebuild_parameter", _rebuild_parameter),
+    Stub("torch.nn.parameter.Parameter", _parameter),
     Stub("torch.Size", _size),
     Stub("torch.storage.UntypedStorage", value=np.dtype("u1")),
     *(Stub(f"torch.{name}", value=dtype) for name, dtype in (*STORAGES.items(), *DTYPES.items())),
+    *(Stub(f"torch.{name.replace('Storage', 'Tensor')}") for name in STORAGES),
 )
 
 
 def is_torch_file(head: bytes) -> bool:
     """Whether a file that starts with `head` is one of torch.save: a stream that starts with torch's magic number, or
-    an archive whose first member is in a folder and no array of NumPy. `head` must hold that member's name.
+    a zip archive whose first member is in a folder and no array of NumPy, or a tar archive. `head` must hold that
+    member's name, 512 bytes at least.
     """
     name = archive.first_name(head)
-    return _STREAM in head[:32] or ("/" in name and not name.endswith(".npy"))
+    return _STREAM in head[:32] or _is_tar(head) or ("/" in name and not name.endswith(".npy"))
+
+
+def _is_tar(head: bytes) -> bool:
+    return head[257:262] == b"ustar"
 
 
 def read(path: Path) -> dict[str, Array]:
@@ -169,14 +198,17 @@ def read(path: Path) -> dict[str, Array]:
     """
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
-        head = file.read(64)
+        head = file.read(_BLOCK)
         file.seek(0)
+        if _is_tar(head):
+            return _read_tar(file, size)
         return _read_archive(file, size) if archive.is_zip(head) else _read_stream(file, size)
 
 
 def _state_dict(root: object, file_size: int) -> dict[str, _Tensor | NumpyArray]:
     """The tensors in what a pickle holds, checked against what their sum may be."""
     tensors = unwrapped(root, _WRAPPERS)
+    tensors = {name: value.tensor if isinstance(value, _Parameter) else value for name, value in tensors.items()}
     for name, value in tensors.items():
         if not isinstance(value, _Tensor | NumpyArray):
             raise WeightsError(f"{describe(name)}: expected a tensor, got {describe(value)}")
@@ -270,6 +302,103 @@ def _read_stream(file: BinaryIO, size: int) -> dict[str, Array]:
     if position != size:
         raise WeightsError(f"expected the end of the file, got {size - position} bytes more")
     return {name: _array(tensor, contents) for name, tensor in tensors.items()}
+
+
+def _read_tar(file: BinaryIO, size: int) -> dict[str, Array]:
+    members = _tar_members(file, size)
+    allowance = Allowance(size)
+
+    def run(what: str, persistent: Callable[[object], object] | None = None) -> Any:
+        end = members[what][1]
+        return PickleMachine(file, end=end, what=what, table=_TABLE, allowance=allowance, persistent=persistent).run()
+
+    def opened_at(what: str) -> int:
+        if what not in members:
+            raise WeightsError(f"expected a member {what} in the archive, found none")
+        file.seek(members[what][0])
+        return members[what][1]
+
+    def read(form: str) -> tuple[Any, ...]:
+        content = file.read(struct.calcsize(form))
+        if len(content) != struct.calcsize(form):
+            raise WeightsError("the file ends too early")
+        return struct.unpack(form, content)
+
+    def items(what: str) -> Iterator[tuple[str, Any, Stub]]:
+        for _ in range(*arguments(what, (run(what),), int)):
+            first, second, kind = arguments(what, run(what), int, (int, str), Stub)
+            yield str(first), second, kind
+
+    end = opened_at("storages")
+    objects: dict[str, _Storage | _Tensor] = {}
+    starts: dict[str, int] = {}
+    for key, _, kind in items("storages"):
+        ((count,), start) = read("<q"), file.tell()
+        if not isinstance(kind.value, np.dtype) or key in starts:
+            raise WeightsError(f"storages: expected storages with different keys, got {kind.name} {key}")
+        if start + byte_count((count,), kind.value) > end:
+            raise WeightsError(
+                f"storage {key}: expected it to end before byte {end}, got {count} elements from {start}"
+            )
+        objects[key], starts[key] = _Storage(key, kind.value, count, 0, count), start
+        file.seek(start + byte_count((count,), kind.value))
+    for view in arguments("views", (run("storages"),), list)[0]:
+        key, root, offset, count = arguments("view", view if isinstance(view, tuple) else (view,), int, int, int, int)
+        whole = objects.get(str(root))
+        if str(key) in objects or not isinstance(whole, _Storage) or not 0 <= offset <= offset + count <= whole.total:
+            raise WeightsError(f"view of a storage: expected a part of {root}, got {offset} + {count}")
+        objects[str(key)] = _Storage(whole.key, whole.dtype, whole.total, offset, count)
+
+    end = opened_at("tensors")
+    for key, place, _ in items("tensors"):
+        axes, _ = read("<2i")
+        storage = objects.get(str(place))
+        if key in objects or not isinstance(storage, _Storage) or not 0 <= 16 * axes <= end - file.tell():
+            raise WeightsError(f"tensors: expected a view of a storage under a key of its own, got {key} of {place}")
+        numbers = read(f"<{2 * axes + 1}q")
+        objects[key] = _tensor(storage, storage.dtype, numbers[-1], numbers[:axes], numbers[axes:-1])
+
+    def persistent(key: object) -> _Storage | _Tensor:
+        if not isinstance(key, str) or key not in objects:
+            raise WeightsError(f"persistent id: expected a tensor's key, got {describe(key)}")
+        return objects[key]
+
+    opened_at("pickle")
+    tensors = _state_dict(run("pickle", persistent), size)
+    contents = {}
+    for key in _needed(tensors.values()):
+        storage = objects[key]
+        assert isinstance(storage, _Storage)
+        contents[key] = _content(storage.dtype, storage.total, partial(_fill, file, starts[key]), False)
+    return {name: _array(tensor, contents) for name, tensor in tensors.items()}
+
+
+def _tar_members(file: BinaryIO, size: int) -> dict[str, tuple[int, int]]:
+    """Where each member of a tar archive starts and ends; those of torch alone."""
+    members: dict[str, tuple[int, int]] = {}
+    position = 0
+    while True:
+        file.seek(position)
+        header = file.read(_BLOCK)
+        if header == bytes(_BLOCK):
+            return members
+        name, kind = header[:100].rstrip(b"\0").decode("latin1"), header[156:157]
+        checked = header[:148] + b" " * 8 + header[156:]
+        try:
+            length, checksum = int(header[124:136].strip(b" \0"), 8), int(header[148:156].strip(b" \0"), 8)
+        except ValueError as error:
+            raise WeightsError(f"tar: the header at byte {position} is damaged") from error
+        start, end = position + _BLOCK, position + _BLOCK + length
+        if not _is_tar(header) or checksum != sum(checked) or length < 0 or end > size:
+            raise WeightsError(f"tar: the header at byte {position} is damaged, or the file is truncated")
+        if kind == b"x":
+            if length > 1 << 16 or b" size=" in file.read(length):
+                raise WeightsError("tar: expected sizes of at most 8 GiB, in the header itself")
+        elif kind not in (b"0", b"\0") or name not in ("sys_info", "pickle", "tensors", "storages") or name in members:
+            raise WeightsError(f"tar: expected torch's four members, each once, got {describe(name)}")
+        else:
+            members[name] = start, end
+        position = end + -end % _BLOCK
 
 
 def _fill(file: BinaryIO, start: int, content: UInt8[Array, " B"]) -> None:

@@ -10,6 +10,8 @@ import resource
 import sys
 import time
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +20,7 @@ from refnet.errors import WeightsError
 from refnet.weights.files import read_tensors
 from tests.weights.damage import mutated
 
-_GROWTH = 64 << 20  # bytes: hypothesis needs some, too
+_GROWTH = 32 << 20  # bytes: a small file's allowance, and some more
 
 
 def _verdict(path: Path) -> dict[str, object]:
@@ -41,6 +43,18 @@ def _verdict(path: Path) -> dict[str, object]:
     return {"error": error[0], "message": error[1], "seconds": seconds, "peak": peak, "size": path.stat().st_size}
 
 
+@contextmanager
+def _growing_by(size: int) -> Iterator[None]:
+    """Beyond `size` bytes more than now, a MemoryError."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
 def _mutations(path: Path, count: int) -> tuple[int, int]:
     """How many mutations were read, and how many refused. None may make the process grow by more than a few MiB."""
     data = path.read_bytes()
@@ -52,7 +66,8 @@ def _mutations(path: Path, count: int) -> tuple[int, int]:
     def tensors_or_an_error(mutation: bytes) -> None:
         scratch.write_bytes(mutation)
         try:
-            tensors = read_tensors(scratch)
+            with _growing_by(_GROWTH):
+                tensors = read_tensors(scratch)
         except WeightsError:
             seen["refused"] += 1
             return
@@ -61,9 +76,6 @@ def _mutations(path: Path, count: int) -> tuple[int, int]:
             mutation
         )  # bfloat16 doubles, and views repeat
 
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + _GROWTH
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # beyond it, a MemoryError
     tensors_or_an_error()
     return seen["read"], seen["refused"]
 

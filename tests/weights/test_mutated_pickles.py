@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.weights.damage import MUTATIONS
-from tests.weights.torch_bytes import Storage, archive, parameter, stream, tensor
+from tests.weights.torch_bytes import Key, Storage, archive, parameter, stream, tarred, tensor
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -26,16 +26,24 @@ def _tensors() -> dict[str, object]:
     }
 
 
+def _tar() -> bytes:
+    arrays = {1: np.arange(12, dtype=np.float32), 2: np.arange(3)}
+    return tarred(
+        {"a": Key("4"), "b": Key("5")}, arrays, {4: (2, (3,), (1,), 0), 5: (3, (2,), (1,), 1)}, [(3, 1, 4, 5)]
+    )
+
+
 def _pickle(protocol: int) -> bytes:
     arrays = {"a": np.arange(4, dtype=np.float32), "b": np.asfortranarray(np.ones((2, 3), ">i2")), "c": np.float64(3)}
     return pickle.dumps({"model": arrays, "__author__": "x"}, protocol=protocol)
 
 
-@pytest.mark.parametrize("kind", ["zip", "stream", "pkl of protocol 2", "pkl of protocol 5"])
+@pytest.mark.parametrize("kind", ["zip", "stream", "tar", "pkl of protocol 2", "pkl of protocol 5"])
 def test_mutations_give_tensors_or_our_own_error(tmp_path: Path, kind: str) -> None:
     make = {
         "zip": lambda: archive(_tensors()),
         "stream": lambda: stream(_tensors()),
+        "tar": _tar,
         "pkl of protocol 2": lambda: _pickle(2),
         "pkl of protocol 5": lambda: _pickle(5),
     }

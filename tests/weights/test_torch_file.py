@@ -19,7 +19,8 @@ import pytest
 from refnet.errors import WeightsError
 from refnet.weights import torch_file
 from refnet.weights.files import read_tensors, write_tensors
-from tests.weights.torch_bytes import Storage, archive, parameter, stream, tensor
+from tests.weights.damage import assert_refused
+from tests.weights.torch_bytes import Call, Key, Name, Storage, archive, parameter, stream, tarred, tensor
 
 FORMATS = {"zip": True, "stream": False}
 GOLDEN = Path(__file__).parent.parent / "golden" / "weights"
@@ -185,6 +186,66 @@ def test_a_view_in_the_stream_is_cut_out_of_its_storage(tmp_path: Path) -> None:
     storage = Storage(data, view=("view", 4, 10))
     (tmp_path / "a.pth").write_bytes(stream({"a": tensor(storage, (2, 3), offset=1)}))
     np.testing.assert_array_equal(read_tensors(tmp_path / "a.pth")["a"], data[5:11].reshape(2, 3), strict=True)
+
+
+def _tar(**changes: Any) -> bytes:
+    """A tar archive with a parameter made in either way, a tensor, and one in a view of a storage."""
+    parameter = Name("torch.nn.parameter", "Parameter")
+    root = OrderedDict()
+    root["old"] = Call(parameter, state=(Key("11"), None, OrderedDict(), True, False))
+    root["newer"] = Call(parameter, Key("12"), state=(True, False, OrderedDict()))
+    root["tensor"] = Key("13")
+    root["in a view"] = Key("14")
+    storages = {1: np.arange(12, dtype=np.float32), 2: np.arange(3, dtype=np.int64)}
+    tensors = {11: (1, (3, 4), (4, 1), 0), 12: (1, (2, 2), (1, 2), 5), 13: (2, (3,), (1,), 0), 14: (3, (2,), (1,), 1)}
+    parts: dict[str, Any] = {"storages": storages, "tensors": tensors, "views": [(3, 1, 4, 5)]}
+    return tarred(root, **(parts | changes))
+
+
+def test_tar_archives_of_the_first_versions(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(_tar())
+    flat = np.arange(12, dtype=np.float32)
+    expected = {"old": flat.reshape(3, 4), "newer": flat[5:9].reshape(2, 2).T, "tensor": np.arange(3)}
+    _assert_same(read_tensors(tmp_path / "a.pth"), expected | {"in a view": flat[5:7]})
+
+
+def test_torch_reads_the_tar_archives_of_these_tests(torch: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(_tar())
+    expected = torch.load(tmp_path / "a.pth", weights_only=False)
+    _assert_same(read_tensors(tmp_path / "a.pth"), {name: _plain(tensor) for name, tensor in expected.items()})
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"lengths": {1: 2**62}}, "fits in 2|expected it to end before byte"),
+        ({"lengths": {2: 300}}, "expected it to end before byte"),
+        ({"lengths": {1: -1}}, "none negative"),
+        ({"views": [(3, 1, 4, 9)]}, "a part of 1, got 4 \\+ 9"),
+        ({"views": [(3, 1, -1, 5)]}, "a part of 1, got -1"),
+        ({"views": [(1, 1, 0, 1), (3, 1, 4, 5)]}, "a part of 1"),
+        ({"tensors": {11: (1, (3, 5), (4, 1), 0)}}, "to lie in a storage of 12"),
+        ({"tensors": {11: (3, (5,), (1,), 1)}}, "to lie in a storage of 5"),
+        ({"tensors": {1: (1, (3,), (1,), 0)}}, "under a key of its own, got 1 of 1"),
+        ({"tensors": {12: (1, (3,), (1,), 0)}}, "a tensor's key, got '11'"),
+        ({"names": ("sys_info", "pickle", "tensors", "../storages")}, "each once, got '../storages'"),
+        ({"names": ("sys_info", "pickle", "tensors", "pickle")}, "each once, got 'pickle'"),
+    ],
+    ids=str,
+)
+def test_tar_archives_that_lie(tmp_path: Path, changes: dict[str, Any], match: str) -> None:
+    (tmp_path / "a.pth").write_bytes(_tar(**changes))
+    assert_refused(tmp_path / "a.pth", match)
+
+
+def test_a_damaged_tar_archive(tmp_path: Path) -> None:
+    content = _tar()
+    path = tmp_path / "a.pth"
+    for damaged in (content[:600], content[:2000], content[:130] + b"7" + content[131:], content[:1024]):
+        path.write_bytes(damaged)
+        assert_refused(path, "damaged")
+    path.write_bytes(content[: content.index(b"storages\0") - 1024] + bytes(1024))
+    assert_refused(path, "expected a member storages")
 
 
 def test_big_endian_archives(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ parts. Python's own pickler in Python writes the pickles; it only has to be told
 import io
 import pickle
 import struct
+import tarfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -66,8 +67,15 @@ class Storage:
 class Call:
     """An object that is pickled as the call of a global name."""
 
-    def __init__(self, name: Name, *arguments: Any) -> None:
-        self.name, self.arguments = name, arguments
+    def __init__(self, name: Name, *arguments: Any, state: Any = None) -> None:
+        self.name, self.arguments, self.state = name, arguments, state
+
+
+@dataclass(eq=False)
+class Key:
+    """A tensor of a tar archive: its key in the archive's list."""
+
+    key: str
 
 
 def tensor(storage: Storage, size: Any = None, stride: Any = None, offset: Any = 0) -> Call:
@@ -90,6 +98,8 @@ class _Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
         self.storages: dict[int, Storage] = {}
 
     def persistent_id(self, obj: Any) -> Any:
+        if isinstance(obj, Key):
+            return obj.key
         if not isinstance(obj, Storage):
             return None
         if id(obj) not in self.storages and not obj.key:
@@ -99,7 +109,7 @@ class _Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Call):
-            return obj.name, obj.arguments
+            return (obj.name, obj.arguments) if obj.state is None else (obj.name, obj.arguments, obj.state)
         return "a name" if isinstance(obj, Name) else NotImplemented
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
@@ -199,3 +209,35 @@ def stream(root: object, keys: list[str] | None = None, lengths: dict[str, int] 
         data = by_key[key].data
         parts += [struct.pack("<q", (lengths or {}).get(key, data.size)), data.tobytes()]
     return b"".join(parts)
+
+
+def tarred(
+    root: object,
+    storages: dict[int, np.ndarray],
+    tensors: dict[int, tuple[int, tuple[int, ...], tuple[int, ...], int]],
+    views: Iterable[tuple[int, int, int, int]] = (),
+    lengths: dict[int, int] | None = None,
+    names: tuple[str, ...] = ("sys_info", "pickle", "tensors", "storages"),
+) -> bytes:
+    """What torch.save wrote until 0.1.8: `storages` by key, `tensors` by key as (storage, size, stride, offset), and
+    `views` as (key, storage, offset, elements)."""
+    kinds = {key: STORAGES[data.dtype.str[1:]] for key, data in storages.items()}
+    kinds |= {key: kinds[root] for key, root, _, _ in views}
+    places = [pickle.dumps(len(tensors), 2)]
+    for key, (storage, size, stride, offset) in tensors.items():
+        kind = Name("torch", kinds[storage].replace("Storage", "Tensor"))
+        numbers = struct.pack(f"<2i{2 * len(size) + 1}q", len(size), 0, *size, *stride, offset)
+        places += [pickled((key, storage, kind))[0], numbers]
+    contents = [pickle.dumps(len(storages), 2)]
+    for key, data in storages.items():
+        length = struct.pack("<q", (lengths or {}).get(key, data.size))
+        contents += [pickled((key, "cpu", NAMES[kinds[key]]))[0], length, data.tobytes()]
+    contents.append(pickle.dumps(list(views), 2))
+    parts = (pickle.dumps(SYS_INFO, 2), pickled(root)[0], b"".join(places), b"".join(contents))
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:", format=tarfile.PAX_FORMAT) as members:
+        for name, content in zip(names, parts, strict=True):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(content), 1.5  # a fraction makes a header of its own
+            members.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
