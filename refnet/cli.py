@@ -1,4 +1,4 @@
-"""The command line: ``refnet train shapes``, ``train coco``, ``eval``, ``predict``, ``convert`` and ``data shapes``.
+"""The command line: ``refnet train``, ``eval``, ``predict``, ``convert``, ``trace``, ``compare`` and ``data``.
 
 Each command is a record whose fields are its flags. Those of the network, the data and the training are the records
 of :mod:`refnet.rcnn.config` and :mod:`refnet.train.config` themselves, so no flag is written down twice. Arguments
@@ -21,7 +21,7 @@ import tyro
 
 import refnet
 from refnet.arrays import Array
-from refnet.data import Dataset, ShapesConfig, keypoint_scheme, read_image, write_shapes
+from refnet.data import CocoDataset, Dataset, Sample, ShapesConfig, keypoint_scheme, read_image, write_shapes
 from refnet.errors import ConfigError, DataError, RefnetError
 from refnet.rcnn.config import ModelConfig
 from refnet.rcnn.model import MaskRCNN
@@ -56,6 +56,7 @@ from refnet.weights.names import CONVENTIONS, detect_convention
 if TYPE_CHECKING:
     from refnet.draw import Example
 
+DEPARTS = 1
 FAILED = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report Ctrl-C
 
@@ -161,11 +162,8 @@ class Eval:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict:
-    """Find objects in images; draw them and write them down in COCO's results format.
-
-    refnet predict RUN image.jpg, or refnet predict --weights FILE image.jpg for weights of any known program.
-    """
+class _OnImages:
+    """A command that runs a network on images."""
 
     paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN] IMAGE [IMAGE ...]")]
     """The folder of a run, or a checkpoint, and image files; with --weights, image files only."""
@@ -174,23 +172,35 @@ class Predict:
     preset: Preset | None = None
     """With --weights: what the file doesn't say, if not its own program's conventions."""
     model: Flat[ModelConfig]
-    out: Path = Path("predictions")
-    """The folder for the drawings, one PNG file an image, and for detections.json."""
     opened: Opened = None
-
-    def run(self) -> int:
-        """Predict."""
-        return _predict(self)
 
     def source(self) -> Path:
         """The run, or the file of weights."""
         if not self.paths:
-            raise ConfigError("predict: expected a run and image files, or --weights and image files, got none")
+            raise ConfigError("expected a run and image files, or --weights and image files, got none")
         return self.weights or self.paths[0]
 
-    def images(self) -> tuple[Path, ...]:
-        """The image files."""
-        return self.paths if self.weights else self.paths[1:]
+    def images(self) -> list[tuple[Path, Array]]:
+        """The image files, and what is in them."""
+        files = self.paths if self.weights else self.paths[1:]
+        if not files:
+            raise ConfigError("expected one or more image files, got none")
+        return [(path, _read_image(path, self.model.input.channels)) for path in files]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(_OnImages):
+    """Find objects in images; draw them and write them down in COCO's results format.
+
+    refnet predict RUN image.jpg, or refnet predict --weights FILE image.jpg for weights of any known program.
+    """
+
+    out: Path = Path("predictions")
+    """The folder for the drawings, one PNG file an image, and for detections.json."""
+
+    def run(self) -> int:
+        """Predict."""
+        return _predict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +233,51 @@ class Convert:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TraceImages(_OnImages):
+    """Record every intermediate of a pass through the network, by name, for refnet compare.
+
+    refnet trace RUN image.png, or refnet trace --weights FILE image.png; several images make one batch. With
+    --annotations it is a training step, up to its losses.
+    """
+
+    annotations: Path | None = None
+    """The images' objects, JSON in COCO's format, for a training step; file names are relative to an image's folder."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("trace.npz")
+    """The file to write."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Of weights and activations."""
+    sample: int | None = None
+    """Store tensors of more values than this as every k-th value, about as many; by default all are whole."""
+    seed: int = 0
+    """Of the sampling of anchors and regions in a training step."""
+
+    def run(self) -> int:
+        """Record."""
+        return _trace(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareTraces:
+    """Find the first tensor in which another implementation departs, and the convention that would explain it.
+
+    Exit code 0: all that both have agrees. 1: something departs.
+    """
+
+    trace: tyro.conf.Positional[Path]
+    """A file of refnet trace."""
+    other: tyro.conf.Positional[Path]
+    """Another program's tensors of the same pass, an .npz file: any of the names that the first file has."""
+    weights: Path | None = None
+    """The run or file of weights that the first trace was made with; by default where it was then."""
+    tolerance: float | None = None
+    """Largest difference, relative to a tensor's largest value; by default 1e-9 if both are float64, else 1e-4."""
+
+    def run(self) -> int:
+        """Compare."""
+        return _compare(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataShapes:
     """Write toy shapes as PNG files with annotations in COCO's format."""
 
@@ -244,7 +299,7 @@ class DataShapes:
         return 0
 
 
-Command: TypeAlias = TrainShapes | TrainCoco | Eval | Predict | Convert | DataShapes
+Command: TypeAlias = TrainShapes | TrainCoco | Eval | Predict | Convert | TraceImages | CompareTraces | DataShapes
 
 
 def _parse_train(kind: Callable[..., Command], name: str, data: ShapesData | CocoData, args: Sequence[str]) -> Command:
@@ -326,6 +381,18 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Command], str]] = {
         ),
         "write weights for another program",
     ),
+    "trace": (
+        lambda args: _parse_with_source(
+            TraceImages, TraceImages(paths=tyro.MISSING, model=ModelConfig()), "trace", args
+        ),
+        "record every intermediate of a pass through the network",
+    ),
+    "compare": (
+        lambda args: _parse(
+            CompareTraces, CompareTraces(trace=tyro.MISSING, other=tyro.MISSING), "refnet compare", args
+        ),
+        "find where another implementation departs, and why",
+    ),
     "data shapes": (
         lambda args: _parse(DataShapes, DataShapes(shapes=ShapesConfig()), "refnet data shapes", args),
         "write toy shapes as PNG files with annotations in COCO's format",
@@ -336,7 +403,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Command], str]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, that of the process by default, and return its exit code.
 
-    0: done. 2: an error, told in one line (with its traceback if ``--traceback`` is given or the environment has
+    0: done. 1: refnet compare found a departure. 2: an error, told in one line (with its traceback if ``--traceback`` is given or the environment has
     REFNET_DEBUG=1). 130: interrupted.
     """
     args = list(sys.argv[1:] if arguments is None else arguments)
@@ -457,7 +524,7 @@ def _set_up_process(config: TrainConfig) -> None:
         kernels.uninstall()
 
 
-def _opened(command: Eval | Predict | Convert) -> Source:
+def _opened(command: Eval | Predict | Convert | TraceImages) -> Source:
     assert command.opened is not None  # parsing the command has read it
     return command.opened
 
@@ -587,12 +654,8 @@ def _predict(command: Predict) -> int:
     from refnet.draw import draw_detections
     from refnet.evaluate import image_results
 
-    files = command.images()
-    if not files:
-        raise ConfigError("predict: expected one or more image files, got none")
+    images = command.images()
     source = _opened(command)
-    channels = command.model.input.channels
-    images = [(path, _read_image(path, channels)) for path in files]
     _set_up_process(source.train)
     model = _loaded(source, command.model)
     command.out.mkdir(parents=True, exist_ok=True)
@@ -600,7 +663,7 @@ def _predict(command: Predict) -> int:
     for number, ((path, image), found) in enumerate(_detect(model, images, len(images), 1, lambda entry: entry[1])):
         rows = image_results(number, found, source.category_ids, keypoint_offset=source.keypoint_offset)
         results += [{**row, "file_name": str(path)} for row in rows]
-        namesakes = sum(path.stem == other.stem for other in files)
+        namesakes = sum(path.stem == other.stem for other, _ in images)
         drawing = command.out / (f"{path.stem}.png" if namesakes == 1 else f"{path.stem}-{number}.png")
         Image.fromarray(draw_detections(image, found, source.class_names, skeleton=source.skeleton)).save(drawing)
         print(f"{path}: {len(found)} objects, drawn in {drawing}")
@@ -608,6 +671,61 @@ def _predict(command: Predict) -> int:
     file.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     print(f"detections: {file}")
     return 0
+
+
+def _trace(command: TraceImages) -> int:
+    from refnet.conformance import record, write_trace
+
+    given = command.images()
+    source = _opened(command)
+    images, truth = [image for _, image in given], None
+    if command.annotations is not None:
+        channels = command.model.input.channels
+        samples = [_annotated(path, command.annotations, source, channels) for path, _ in given]
+        images, truth = [sample.image for sample in samples], [sample.truth for sample in samples]
+    _set_up_process(source.train)
+    model = _loaded(source, command.model)
+    model.astype(np.dtype(command.dtype))
+    trace = record(model, images, truth, seed=command.seed)
+    about = {"weights": str(source.path), "dtype": command.dtype, "files": [str(path) for path, _ in given]}
+    write_trace(command.out, replace(trace, metadata={**trace.metadata, **about}), sample=command.sample)
+    print(f"trace: {len(trace.tensors)} tensors in {command.out}")
+    return 0
+
+
+def _annotated(path: Path, annotations: Path, source: Source, channels: int) -> Sample:
+    """The image at `path` with its objects, their classes numbered as the network numbers them."""
+    dataset = CocoDataset(path.parent, annotations, channels=channels)
+    sample = dataset[dataset.position(path.name)]
+    if not source.named and len(dataset.class_names) == len(source.class_names):
+        return sample
+    numbers = {category: number for number, category in enumerate(source.category_ids, start=1)}
+    categories = [dataset.category_ids[k - 1] for k in sample.truth.classes.tolist()]
+    strangers = set(categories) - set(numbers)
+    if strangers:
+        raise DataError(f"trace: {annotations}: the network has no classes for the categories {sorted(strangers)}")
+    classes = np.array([numbers[category] for category in categories], np.int64)
+    return replace(sample, truth=replace(sample.truth, classes=classes))
+
+
+def _compare(command: CompareTraces) -> int:
+    from refnet.conformance import compare, read_trace
+    from refnet.train.config_file import with_values
+
+    ours, other = read_trace(command.trace), read_trace(command.other)
+    if "config" not in ours.metadata:
+        raise ConfigError(f"compare: {command.trace}: expected a file of refnet trace, got one without its metadata")
+    config = with_values(ModelConfig(), ours.metadata["config"], str(command.trace))
+    weights = command.weights or Path(ours.metadata.get("weights", ""))
+    model = None
+    if weights.exists():
+        model, _ = open_source(weights).model(config)
+        model.astype(np.dtype(ours.metadata.get("dtype", "float32")))
+    elif command.weights is not None:
+        raise ConfigError(f"compare: --weights: expected a run or a file of weights, found no {weights}")
+    found = compare(ours, other, config, model=model, tolerance=command.tolerance)
+    print(found)
+    return 0 if found.departure is None else DEPARTS
 
 
 def _convert(command: Convert) -> int:

@@ -144,6 +144,17 @@ class CocoDataset:
     def __len__(self) -> int:
         return len(self._order)
 
+    def position(self, file_name: str) -> int:
+        """The position of the image with this file name.
+
+        Raises:
+            DataError: there is none.
+        """
+        for index, entry in enumerate(self._order):
+            if entry.file_name == file_name:
+                return index
+        raise DataError(f"{self._folder}: expected an image called {file_name!r} in the annotations, found none")
+
     def __getitem__(self, index: int) -> Sample:
         entry = self._order[checked_index(index, len(self))]
         image = read_image(self._folder / entry.file_name, channels=self._channels, size=(entry.height, entry.width))
