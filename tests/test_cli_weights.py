@@ -10,12 +10,13 @@ from PIL import Image
 
 from refnet.cli import main
 from refnet.data.coco_classes import COCO_CLASSES
+from refnet.nn.init import Blank
 from refnet.rcnn import MaskRCNN, ModelConfig
 from refnet.rcnn.presets import detectron2, matterport, shapes, torchvision, torchvision_keypoints
 from refnet.train import RunConfig, load_newest, open_source, read_config
 from refnet.weights import read_tensors, save, write_tensors
 from refnet.weights.save import to_tensors
-from tests.rcnn.small import Zeros, shrink, vary
+from tests.rcnn.small import shrink, vary
 from tests.test_cli import SHAPES, error_of, run
 
 NETWORK = ("--preset", "shapes")  # what weights don't say
@@ -127,7 +128,7 @@ def test_what_is_no_file_of_weights_is_named(tmp_path: Path) -> None:
 
 
 def weights_of(config: ModelConfig, classes: int, convention: str, path: Path) -> Path:
-    model = MaskRCNN(vary(shrink(config), {"num_classes": classes}), rng=Zeros())
+    model = MaskRCNN(vary(shrink(config), {"num_classes": classes}), rng=Blank())
     write_tensors(path, to_tensors(model, convention))
     return path
 

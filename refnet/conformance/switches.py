@@ -8,6 +8,7 @@ import numpy as np
 
 from refnet.arrays import Array
 from refnet.errors import ConfigError
+from refnet.nn.init import Blank
 from refnet.rcnn.config import ModelConfig
 from refnet.rcnn.model import MaskRCNN
 from refnet.rcnn.presets import PRESETS
@@ -122,16 +123,6 @@ def flipped(config: ModelConfig, changes: Iterable[Switch]) -> ModelConfig:
     return replace(config, **whole, **{s: replace(getattr(config, s), **values) for s, values in parts.items()})
 
 
-class _Blank(np.random.Generator):
-    """Draws zeros: the weights of a model that is about to be given others cost nothing."""
-
-    def standard_normal(self, size: Any = None, *_: Any, **__: Any) -> Any:
-        return np.zeros(size if size is not None else ())
-
-    def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
-        return np.zeros(size if size is not None else ())
-
-
 def rebuild(model: MaskRCNN, config: ModelConfig) -> MaskRCNN:
     """The weights of `model` under the conventions of `config`.
 
@@ -142,7 +133,7 @@ def rebuild(model: MaskRCNN, config: ModelConfig) -> MaskRCNN:
     Raises:
         ConfigError: weights of `config` have shapes that these can't be given.
     """
-    rebuilt = MaskRCNN(config, rng=_Blank(np.random.PCG64(0)), dtype=model.dtype)
+    rebuilt = MaskRCNN(config, rng=Blank(), dtype=model.dtype)
     state = model.state()
     for name, target in rebuilt.state().items():
         if name not in state:

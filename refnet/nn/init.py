@@ -20,7 +20,7 @@ is, and so call fan in what is fan out here, and the reverse. To start one as th
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -112,6 +112,21 @@ def uniform(bound: float) -> Initializer:
         return np.asarray(rng.uniform(-bound, bound, shape), dtype)
 
     return initialize
+
+
+class Blank(np.random.Generator):
+    """Draws zeros, so that a network which is about to be given its weights costs nothing to initialise."""
+
+    def __init__(self) -> None:
+        super().__init__(np.random.PCG64(0))
+
+    def standard_normal(self, size: Any = None, *_: Any, **__: Any) -> Any:
+        """Zeros."""
+        return np.zeros(() if size is None else size)
+
+    def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
+        """Zeros."""
+        return np.zeros(() if size is None else size)
 
 
 def constant(value: float) -> Initializer:

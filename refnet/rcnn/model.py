@@ -11,6 +11,7 @@ from refnet.arrays import Array
 from refnet.autograd import Tensor, no_grad
 from refnet.errors import ArgumentError
 from refnet.nn import Module
+from refnet.nn.module import DType
 from refnet.rcnn.anchors import make_anchors
 from refnet.rcnn.attached_targets import attach_box_targets
 from refnet.rcnn.boxes import is_at_least
@@ -74,6 +75,11 @@ class MaskRCNN(Module):
         self.keypoint_head = (
             KeypointHead(width, config.keypoint_head, rng=rng, dtype=dtype) if config.keypoint_head.enabled else None
         )
+
+    def astype(self, dtype: DType) -> None:
+        """Convert all weights (:meth:`Module.astype`), and what images are prepared as."""
+        super().astype(dtype)
+        self.dtype = np.dtype(dtype)
 
     def prepare(
         self, images: Sequence[Shaped[Array, "_ _ _"]], *, rng: np.random.Generator | None = None

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from refnet.arrays import Array
 from refnet.data import KEYPOINT_OFFSET, KeypointScheme
 from refnet.data.coco_classes import COCO_CLASSES, COCO_KEYPOINTS
+from refnet.nn.init import Blank
 from refnet.rcnn.config import ModelConfig
 from refnet.rcnn.model import MaskRCNN
 from refnet.train.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, load_newest
@@ -66,7 +65,7 @@ class Source:
         Raises:
             WeightsError: the weights have other names or shapes than `config` needs.
         """
-        model = MaskRCNN(self.config if config is None else config, rng=np.random.default_rng(0))
+        model = MaskRCNN(self.config if config is None else config, rng=Blank())
         return model, load(model, self.tensors, name=str(self.path))
 
     def checkpoint(self, model: MaskRCNN) -> Checkpoint:

@@ -109,16 +109,3 @@ def blank_images(height: int, width: int, *, windows: Sequence[Sequence[float]] 
         scales=np.ones((len(areas), 2)),
         original_sizes=[(int(y2 - y1), int(x2 - x1)) for x1, y1, x2, y2 in areas],
     )
-
-
-class Zeros(np.random.Generator):
-    """Draws nothing but zeros, so that large networks are built quickly."""
-
-    def __init__(self) -> None:
-        super().__init__(np.random.PCG64(0))
-
-    def standard_normal(self, size=None):
-        return np.zeros(size)
-
-    def uniform(self, low=0.0, high=1.0, size=None):
-        return np.zeros(size)

@@ -11,6 +11,7 @@ import refnet.kernels
 from refnet.autograd import Tensor
 from refnet.errors import ConfigError
 from refnet.nn import Module, set_trainable
+from refnet.nn.init import Blank
 from refnet.ops import sum as total
 from refnet.rcnn import MaskRCNN
 from refnet.rcnn.config import BackboneConfig, FpnConfig
@@ -21,7 +22,7 @@ from refnet.rcnn.presets import shapes
 from refnet.rcnn.vgg import CONVOLUTIONS, VGG
 from tests.golden.torchvision_rule import classifier_name, fill, image, weight
 from tests.rcnn.golden import Golden, nchw
-from tests.rcnn.small import Zeros, scene, shrink, vary
+from tests.rcnn.small import scene, shrink, vary
 
 LEVELS = ("0", "1", "2", "3", "pool")
 
@@ -30,7 +31,7 @@ class Body(Module):
     """A backbone and a pyramid, under the names that they have in a detector."""
 
     def __init__(self, config: BackboneConfig) -> None:
-        rng = Zeros()
+        rng = Blank()
         self.backbone = BACKBONES[config.family](3, config, rng=rng, dtype=np.float64)
         self.fpn = FPN(self.backbone.out_channels, FpnConfig(), config, rng=rng, dtype=np.float64)
 
@@ -90,7 +91,7 @@ def vgg(**fields) -> VGG:
     ("depth", "published"), [(11, 132_863_336), (13, 133_047_848), (16, 138_357_544), (19, 143_667_240)]
 )
 def test_parameters_of_the_published_classifiers(depth, published):
-    network = VGG(3, BackboneConfig(family="vgg", depth=depth), rng=Zeros())
+    network = VGG(3, BackboneConfig(family="vgg", depth=depth), rng=Blank())
     classifier = (512 * 7 * 7 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * 1000
     assert network.count() + classifier == published
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import refnet.kernels
+from refnet.nn.init import Blank
 from refnet.rcnn import MaskRCNN
 from refnet.rcnn.boxes import from_yxyx, to_normalized
 from refnet.rcnn.trace import Trace
 from tests.golden import matterport_rules
 from tests.golden.matterport_rules import assert_stored
-from tests.rcnn.small import Zeros, vary
+from tests.rcnn.small import vary
 
 FEATURES, COORDINATES = 1e-4, 1e-5
 FILES = ["model_A_r50_128", "model_C_r50_batch2", "model_D_r50_pad64"]
@@ -25,7 +26,7 @@ LEVELS = ("p2", "p3", "p4", "p5", "p6")
 def weights(unannotated_module):
     """The network, whose weights all files share."""
     refnet.kernels.install()
-    model = MaskRCNN(matterport_rules.settings(matterport_rules.load(FILES[0])), rng=Zeros())
+    model = MaskRCNN(matterport_rules.settings(matterport_rules.load(FILES[0])), rng=Blank())
     matterport_rules.fill(model)
     yield model
     refnet.kernels.uninstall()

@@ -13,6 +13,7 @@ import pytest
 
 import refnet.kernels
 from refnet.nn import Parameter, add_weight_decay, set_trainable
+from refnet.nn.init import Blank
 from refnet.rcnn import GroundTruth, Losses, MaskRCNN
 from refnet.rcnn.boxes import from_yxyx, to_normalized
 from refnet.rcnn.layers import LAYERS
@@ -22,7 +23,7 @@ from refnet.train.config import TrainConfig
 from refnet.train.loop import apply_gradients, make_optimizer, undecayed_names
 from tests.golden import matterport_rules
 from tests.golden.matterport_rules import keras_name, to_keras
-from tests.rcnn.small import Zeros, vary
+from tests.rcnn.small import vary
 
 LOSSES = ("rpn_class", "rpn_box", "class_", "box", "mask")
 TRAIN = TrainConfig(
@@ -101,7 +102,7 @@ class Case:
 @pytest.fixture(scope="module")
 def weights(unannotated_module):
     refnet.kernels.install()
-    model = MaskRCNN(matterport_rules.settings(matterport_rules.load("train_T1")), rng=Zeros())
+    model = MaskRCNN(matterport_rules.settings(matterport_rules.load("train_T1")), rng=Blank())
     matterport_rules.fill(model)
     yield model, {name: array.copy() for name, array in model.state().items()}
     refnet.kernels.uninstall()

@@ -9,6 +9,7 @@ import pytest
 import refnet.rcnn.model
 from refnet.errors import ArgumentError, ShapeError
 from refnet.nn import set_trainable
+from refnet.nn.init import Blank
 from refnet.rcnn import GroundTruth, MaskRCNN
 from refnet.rcnn.boxes import from_normalized, from_yxyx
 from refnet.rcnn.layers import LAYERS
@@ -18,7 +19,7 @@ from refnet.rcnn.presets import PRESETS, matterport, shapes, torchvision, torchv
 from refnet.rcnn.structures import Detections
 from refnet.rcnn.trace import Trace
 from tests.golden.matterport_rules import load, normal, unpack
-from tests.rcnn.small import Zeros, blank_images, scene, shrink, truth, vary
+from tests.rcnn.small import blank_images, scene, shrink, truth, vary
 
 BASE = shrink(shapes())
 
@@ -314,12 +315,12 @@ def test_presets(preset, dtype):
     ],
 )
 def test_published_numbers_of_parameters(config, parameters):
-    assert MaskRCNN(config, rng=Zeros()).count() == parameters
+    assert MaskRCNN(config, rng=Blank()).count() == parameters
 
 
 @pytest.mark.parametrize(("depth", "values"), [(101, 64_158_584), (50, 45_088_120)])
 def test_published_numbers_of_values_in_a_file(depth, values):
-    model = MaskRCNN(vary(matterport(80), {"backbone.depth": depth}), rng=Zeros())
+    model = MaskRCNN(vary(matterport(80), {"backbone.depth": depth}), rng=Blank())
     assert sum(array.size for array in model.state().values()) == values
 
 

@@ -42,3 +42,14 @@ def test_recording_changes_nothing_and_keeps_copies():
 
 def test_what_is_none_has_no_entry_and_numbers_are_arrays():
     assert dict(flatten("a", [None, 2.0])) == {"a.1": np.asarray(2.0)}
+
+
+def test_a_network_of_another_precision_sees_images_in_it():
+    image, _ = scene(48, 64)
+    model = MaskRCNN(shrink(torchvision()), rng=np.random.default_rng(0))
+    model.astype(np.float64)
+    trace = Trace()
+    model.detect([image], trace=trace)
+    assert {array.dtype for name, array in trace.items() if name.startswith(("input.p", "fpn", "box"))} == {
+        np.dtype(np.float64)
+    }
