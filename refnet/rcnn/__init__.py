@@ -18,11 +18,11 @@
        │           (attached_targets.py: as the same function of the RPN's deltas, for gradients)
     roi_pool.py ←───────────────────────┘                   Lin et al. 2017, eq. 1
        │           (R, P, P, C) from each region's level    He et al. 2017, section 3, RoIAlign
-    heads.py       class_logits, deltas, mask_logits        Lin et al. 2017, 4.2; He et al. 2017, figure 4
-       │
-       ├─ losses.py      (training) the five losses         He et al. 2017, section 3
-       └─ detections.py  (inference) boxes, classes,        He et al. 2017, section 3.1
-                         scores, masks
+    heads.py       class_logits, deltas, mask_logits,       Lin et al. 2017, 4.2; He et al. 2017, figure 4
+       │           keypoint maps                            He et al. 2017, section 5
+       ├─ losses.py      (training) one loss an output      He et al. 2017, sections 3 and 5
+       └─ detections.py  (inference) boxes, classes,        He et al. 2017, sections 3.1 and 5
+                         scores, masks, keypoints
 
     config.py      every convention as a field      presets.py   torchvision(), torchvision_v2(), matterport(),
                                                                  detectron2(), paper(), shapes()
@@ -38,7 +38,8 @@ H, W   height, width                       F      regions with an object (foregr
 C      channels                            P, Q   rows, columns of pooled features
 A      anchors                             S      side of a mask target, 2 P
 G      ground-truth objects of an image    D      detections of an image
-K      classes without background          B      boxes in general
+K      classes without background;         B      boxes in general
+       of keypoints: points of an object
 =====  ==================================  =====  ==================================
 
 Glossary of names:
@@ -54,8 +55,9 @@ rois                 proposals sampled for training the heads
 class_logits         before softmax: which class has a region?
 mask_logits          before sigmoid: which pixels of a region belong to the object?
 ..._scores           probabilities
-detections           the result: boxes, classes, scores, masks
-gt, truth            what people drew: boxes, classes, masks, crowd flags
+detections           the result: boxes, classes, scores, masks, keypoints
+keypoints            named points of an object, each (x, y, visibility)
+gt, truth            what people drew: boxes, classes, masks, keypoints, crowd flags
 labels               1 object, 0 background, -1 takes no part
 iou                  intersection over union
 extent               whether a box is x2 - x1 wide (continuous), x2 - x1 + 1 (inclusive) or - 1 (normalized)
