@@ -3,7 +3,7 @@
 import numpy as np
 
 from refnet.rcnn import MaskRCNN
-from refnet.rcnn.presets import torchvision
+from refnet.rcnn.presets import torchvision, torchvision_keypoints
 from refnet.rcnn.trace import NO_TRACE, Trace, flatten
 from tests.rcnn.small import scene, shrink
 
@@ -53,3 +53,18 @@ def test_a_network_of_another_precision_sees_images_in_it():
     assert {array.dtype for name, array in trace.items() if name.startswith(("input.p", "fpn", "box"))} == {
         np.dtype(np.float64)
     }
+
+
+def test_a_network_of_keypoints_records_theirs():
+    image, truth = scene(48, 64)
+    config = shrink(torchvision_keypoints())
+    model = MaskRCNN(config, rng=np.random.default_rng(0), dtype=np.float64)
+    training, inference = Trace(), Trace()
+    model.losses([image], [truth], rng=np.random.default_rng(1), trace=training)
+    found = model.detect([image], trace=inference)
+    assert training["rois.keypoints"].shape == (len(training["rois.foreground"]), 3)
+    assert training["keypoint_head.logits"].shape[1:] == (16, 16, 3)
+    np.testing.assert_array_equal(inference["results.0.keypoint_scores"], found[0].keypoint_scores)
+    np.testing.assert_array_equal(inference["results.0.keypoints"], found[0].keypoints)
+    assert inference["keypoint_head.logits"].shape[0] == inference["keypoint_pool"].shape[0] == len(found[0])
+    assert "mask_pool" not in {**training, **inference}
