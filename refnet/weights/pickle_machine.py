@@ -136,7 +136,7 @@ def arguments(name: str, values: tuple[Any, ...], *kinds: type | tuple[type, ...
 
 
 def _ordered(values: tuple[Any, ...]) -> OrderedMapping:
-    (pairs,) = arguments("collections.OrderedDict", values, (list, tuple, dict), optional=1)
+    (pairs,) = arguments("collections.OrderedDict", values, (list, dict), optional=1)
     mapping = OrderedMapping()
     for pair in pairs.items() if isinstance(pairs, dict) else pairs or ():
         if not isinstance(pair, list | tuple) or len(pair) != 2:
@@ -394,14 +394,14 @@ class PickleMachine:
 
     def _set_item(self) -> None:
         value, key = self._pop(), self._pop()
-        self._allowance.charge(256)
+        self._allowance.charge(160)
         _set(self._top(dict, "a dict"), key, value)
 
     def _set_items(self) -> None:
         items = self._pop_mark()
         if len(items) % 2:
             raise WeightsError("expected keys and values in pairs, got an odd number")
-        self._allowance.charge(128 * len(items))
+        self._allowance.charge(80 * len(items))
         mapping = self._top(dict, "a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             _set(mapping, key, value)
@@ -451,7 +451,7 @@ class PickleMachine:
 
     def _charge_parts(self, values: tuple[Any, ...]) -> None:
         """Pay for what a stub may make of `values`: a mapping of pairs, bytes of text, an object of its own."""
-        pairs = sum(len(value) for value in values if isinstance(value, list | tuple | dict))
+        pairs = sum(len(value) for value in values if isinstance(value, list | dict))
         text = sum(len(value) for value in values if isinstance(value, str))
         self._allowance.charge(256 + 256 * pairs + text)
 

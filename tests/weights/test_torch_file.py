@@ -5,8 +5,10 @@ the proof stands where torch isn't installed.
 """
 
 import argparse
+import pickle
 import re
 import struct
+import tracemalloc
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -350,3 +352,27 @@ def test_sniffing() -> None:
     assert torch_file.is_torch_file(stream(small)[:64])
     for head in (b"", b"PK", b"PK\3\4", b"PK\5\6" + bytes(60), b"\x80\x02}", b"\x80\x02\x8a\x0a" + bytes(20)):
         assert not torch_file.is_torch_file(head)
+
+
+@pytest.mark.parametrize("kind", ["zip", "stream", "bfloat16", "pkl of protocol 2", "pkl of protocol 5"])
+def test_reading_takes_little_more_memory_than_the_tensors(tmp_path: Path, kind: str) -> None:
+    """Twice the file for bfloat16, which becomes float32; under protocol 2, bytes beyond 127 take two in the file."""
+    arrays = [np.random.default_rng(index).integers(0, 2**16, 1 << 20).astype("<u2") for index in range(8)]
+    if kind.startswith("pkl"):
+        content = pickle.dumps({"model": {str(index): array for index, array in enumerate(arrays)}}, int(kind[-1]))
+    else:
+        code, name = ("<u2", "BFloat16Storage") if kind == "bfloat16" else ("<f2", "")
+        root = {str(index): tensor(Storage(array.view(code), kind=name)) for index, array in enumerate(arrays)}
+        content = stream(root) if kind == "stream" else archive(root)
+    (tmp_path / "a").write_bytes(content)
+    del content
+    tracemalloc.start()
+    try:
+        found = read_tensors(tmp_path / "a")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    size = sum(array.nbytes for array in found.values())
+    assert size == sum(array.nbytes for array in arrays) * (2 if kind == "bfloat16" else 1)
+    limit = 2 if kind == "bfloat16" else 1
+    assert peak <= limit * (tmp_path / "a").stat().st_size + (4 << 20)
