@@ -6,7 +6,7 @@ OUT ?= runs/shapes
 SEED ?= 0
 JOBS ?= auto
 
-.PHONY: shapes test test-long lint types layers clean
+.PHONY: shapes test test-long lint types layers conventions clean
 
 # Interrupted (Ctrl-C) or finished, the run in $(OUT) is continued; FLAGS="--steps 100" and the like are passed on.
 shapes: .venv/installed
@@ -32,6 +32,10 @@ types: .venv/tested
 
 layers: .venv/tested
 	$(BIN)/lint-imports
+
+# The README's table of conventions and its list of choices, from the code and the tests' markers.
+conventions: .venv/installed
+	$(BIN)/python -m refnet.conformance.table README.md
 
 .venv/created:
 	$(PYTHON) -m venv .venv

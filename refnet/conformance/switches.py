@@ -32,23 +32,20 @@ class Switch:
         return f"{self.field} = {self.value!r} (here {self.here!r})"
 
 
-# what only says how training starts or how large a network is, which no trace of two networks can differ in
-_NO_CONVENTION = {
-    "num_classes", "initialization", "zero_init_residual", "norm_momentum", "width", "depth", "family", "channels",
-    "layers", "convolutions", "enabled",
-}  # fmt: skip
+SIZES = {"num_classes", "width", "depth", "family", "channels", "layers", "convolutions", "enabled", "size"}
+"""Fields that say which layers a network has and how large they are: these are no conventions."""
 
-# values that somebody uses and no preset has
-_MORE: Mapping[str, tuple[Any, ...]] = {
+# conventions that show only over many steps, so in no trace
+_UNSEEN = {"initialization", "zero_init_residual", "norm_momentum"}
+_NOT_TRIED = SIZES | _UNSEEN
+
+MORE: Mapping[str, tuple[Any, ...]] = {
     "backbone.norm_epsilon": (0.0,),  # torchvision's published COCO_V1 files
     "anchors.center_offset": (0.5,),  # ChainerCV
     "rpn.min_size": (16.0,),  # py-faster-rcnn
     "roi_targets.negative_iou_low": (0.1,),  # py-faster-rcnn
-    "losses.rpn_beta": (0.0,),  # Detectron2
-    "losses.box_beta": (0.0,),  # Detectron2
-    "box_pool.sampling_ratio": (0,),  # Detectron2
-    "mask_pool.sampling_ratio": (0,),  # Detectron2
 }
+"""Values that somebody uses and no preset has."""
 
 # a value that makes sense only together with another
 _COMPANIONS: Mapping[tuple[str, Any], Mapping[str, Any]] = {
@@ -70,7 +67,7 @@ def switches(config: ModelConfig, sections: Iterable[str]) -> Iterator[Switch]:
             yield from _switches(section, owner, get_type_hints(ModelConfig)[section], [])
             continue
         for name, hint in get_type_hints(type(owner)).items():
-            if name not in _NO_CONVENTION:
+            if name not in _NOT_TRIED:
                 used = [getattr(getattr(preset, section), name) for preset in presets]
                 yield from _switches(f"{section}.{name}", getattr(owner, name), hint, used)
 
@@ -81,7 +78,7 @@ def _switches(field: str, here: Any, hint: Any, used: list[Any]) -> Iterator[Swi
     elif hint is bool:
         values = [True, False]
     else:
-        values = [*used, *_MORE.get(field, ())]
+        values = [*used, *MORE.get(field, ())]
     seen = [here]
     for value in values:
         if value not in seen:
@@ -94,7 +91,7 @@ def differing(config: ModelConfig, other: ModelConfig, sections: Iterable[str]) 
     found = []
     for section in sections:
         here, there = getattr(config, section), getattr(other, section)
-        names = [f.name for f in fields(here) if f.name not in _NO_CONVENTION] if is_dataclass(here) else [""]
+        names = [f.name for f in fields(here) if f.name not in _NOT_TRIED] if is_dataclass(here) else [""]
         for name in names:
             a, b = (getattr(here, name), getattr(there, name)) if name else (here, there)
             if a != b:

@@ -28,7 +28,9 @@
                                                                  detectron2(), paper(), shapes()
     structures.py  the records between stages       layers.py    initialisers, norms, layer names
     boxes.py       geometry of boxes                masks.py     geometry of masks
-    matterport.py  what only Matterport's convention has
+    trace.py       every intermediate, by name
+    matterport.py, attached_targets.py              what only Matterport's convention has: image meta data, signs of
+                                                    crowds, random regions; box targets that aren't constants
 
 Glossary of letters:
 
@@ -54,10 +56,12 @@ proposals            the RPN's best boxes after NMS
 rois                 proposals sampled for training the heads
 class_logits         before softmax: which class has a region?
 mask_logits          before sigmoid: which pixels of a region belong to the object?
+keypoint maps        before a softmax over each map: where in a region is each named point?
 ..._scores           probabilities
 detections           the result: boxes, classes, scores, masks, keypoints
 keypoints            named points of an object, each (x, y, visibility)
 gt, truth            what people drew: boxes, classes, masks, keypoints, crowd flags
+trace                every intermediate of a pass by name: backbone.c4, rpn.deltas.p3, losses.box
 labels               1 object, 0 background, -1 takes no part
 iou                  intersection over union
 extent               whether a box is x2 - x1 wide (continuous), x2 - x1 + 1 (inclusive) or - 1 (normalized)

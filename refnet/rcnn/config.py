@@ -58,7 +58,7 @@ class InputConfig:
     min_size: int = 800
     """What resizing aims at for the shorter side. T 800, M 800, PF 600."""
     max_size: int = 1333
-    """T 1333, M 1024, PF 600 and 1000."""
+    """The limit of the longer side. T, D 1333, M 1024, PF 1000."""
     min_scale: float = 0.0
     """square, pad64 and crop enlarge by this factor at least; 0: no such limit (M's default)."""
     resampling: Literal["normalized", "bytes"] = "normalized"
@@ -126,7 +126,7 @@ class BackboneConfig:
     """batch: statistics of the batch in training. frozen: fixed statistics, scale and shift (T, D).
     frozen_statistics: fixed statistics only, scale and shift are trained (M's TRAIN_BN = False)."""
     norm_epsilon: float = 1e-5
-    """T 1e-5 (0 for the published COCO_V1 files), M 1e-3."""
+    """What is added to variances. T, D 1e-5 (0 for T's published COCO_V1 files), M 1e-3."""
     norm_momentum: float = 0.1
     """How much a batch moves the running statistics. T 0.1, M (Keras .99) 0.01."""
     norm_variance: Literal["unbiased", "biased", "keras"] = "unbiased"
@@ -217,13 +217,13 @@ class RpnConfig:
     scope: Literal["per_level", "global"] = "per_level"
     """Whether the best are taken, and suppress each other, on each level (T, D) or over all levels together (M)."""
     pre_nms_train: int = 2000
-    """Proposals that enter NMS in training."""
+    """Proposals that enter NMS in training; T, D 2000 a level, M 6000 in all."""
     pre_nms_test: int = 1000
-    """Proposals that enter NMS; T 2000 and 1000 a level, M 6000 in all."""
+    """Proposals that enter NMS when detecting; T, D 1000 a level, M 6000 in all."""
     post_nms_train: int = 2000
-    """Proposals that remain for an image in training."""
+    """Proposals that remain for an image in training: 2000 (T, M), 1000 (D)."""
     post_nms_test: int = 1000
-    """Proposals that remain for an image."""
+    """Proposals that remain for an image when detecting."""
     nms_threshold: float = 0.7
     """Of two proposals that overlap by a greater IoU, the better one stays."""
     min_size: float = 1e-3
@@ -293,12 +293,12 @@ class RoiTargetConfig:
     batch_size: int = 512
     """Regions of an image: 512 (T, D), 200 (M), 128 (PF)."""
     positive_fraction: float = 0.25
-    """T, D .25; M .33."""
+    """The share of them that may have an object at most. T, D .25; M .33."""
     negatives: Literal["fill", "ratio"] = "fill"
     """fill: background up to batch_size (T, D). ratio: int(positives / positive_fraction) - positives, so none
     where nothing is positive (M)."""
     crowd: Literal["drop", "avoid"] = "drop"
-    """As in AnchorTargetConfig."""
+    """As in AnchorTargetConfig: drop (T, D), avoid (M)."""
     crowd_iou: float = 0.001
     """As in AnchorTargetConfig."""
     padding: Literal["none", "zeros"] = "none"
@@ -348,7 +348,7 @@ class RoiPoolConfig:
     level_rounding: Literal["floor", "round"] = "floor"
     """The pyramid level of a box, eq. 1 of Lin et al. 2017: floor (the paper, T, D), round half to even (M)."""
     level_epsilon: float = 1e-6
-    """Added before rounding, so that a side of exactly 224 doesn't fall a level by an ulp: 1e-6 (T), 0 (M)."""
+    """Added before rounding, so that a side of exactly 224 doesn't fall a level by an ulp: 1e-6 (T), 1e-8 (D), 0 (M)."""
     canonical_size: float = 224.0
     """The side of a box, in pixels, that goes to canonical_level; 224: an image of ImageNet."""
     canonical_level: int = 4
@@ -473,7 +473,7 @@ class LossConfig:
     box_beta: float = 1.0 / 9.0
     """As rpn_beta, for the box head: 1/9 (T), 1 (M, C), 0 (D)."""
     box_denominator: Literal["sampled", "positive_coordinates"] = "sampled"
-    """As rpn_box_denominator, for the regions of the box head."""
+    """As rpn_box_denominator, for the regions of the box head: sampled (T, D), positive_coordinates (M)."""
     active_classes: Literal["own_image", "first_image"] = "own_image"
     """For images of data sets with different classes: a region counts in the class loss if the class *predicted* for it
     is active in its own image, or in the first image of the batch (M, where no such region at all gives NaN)."""
@@ -510,11 +510,11 @@ class DetectionConfig:
     classes: Literal["all", "argmax"] = "all"
     """Whether a region may become an object of every class above the threshold (T, D) or of its best only (M)."""
     score_threshold: float = 0.05
-    """T, D .05 (score > threshold); M .7 (score >= threshold)."""
+    """Less likely objects are dropped. T, D .05 (score > threshold); M .7 (score >= threshold)."""
     score_comparison: Literal[">", ">="] = ">"
     """Whether a score must exceed the threshold (T, D) or reach it (M)."""
     nms_threshold: float = 0.5
-    """T, D .5; M .3."""
+    """Of two objects of a class that overlap by a greater IoU, the likelier one stays. T, D .5; M .3."""
     limit: int = 100
     """Objects of an image."""
     min_size: float = 1e-2

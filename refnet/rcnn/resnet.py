@@ -50,6 +50,7 @@ class Block(Module):
     """A residual block: relu(x + F(x)), F two 3x3 convolutions, or a bottleneck 1x1, 3x3, 1x1 from depth 50 on.
 
     Where the shape changes, x passes a 1x1 convolution of the same stride.
+
     Choice: :attr:`BackboneConfig.stride_in` says which convolution of a bottleneck strides.
     """
 

@@ -137,8 +137,39 @@ def traces(convention: Convention) -> tuple[TraceFile, TraceFile, ModelConfig, M
     return ours, TraceFile(tensors=tensors), config, network(config, convention.gain)
 
 
+@pytest.mark.convention(
+    "box_extent",
+    "backbone.norm_epsilon",
+    "backbone.conv_bias",
+    "backbone.stride_in",
+    "backbone.padding",
+    "input.channel_order",
+    "rpn.objectness",
+    "anchors.ratio_is",
+    "anchors.center_offset",
+    "anchors.rounding",
+    "anchors.order",
+    "rpn.delta_std",
+    "rpn.delta_clamp",
+    "rpn.scope",
+    "box_pool.level_rounding",
+    "box_pool.level_epsilon",
+    "roi_targets.append_ground_truth",
+    "roi_targets.positive_fraction",
+    "roi_targets.negatives",
+    "losses.box_beta",
+    "losses.rpn_box_denominator",
+    "box_pool.aligned",
+    "roi_targets.mask_values",
+    "detections.classes",
+    "detections.score_threshold",
+    "box_head.background",
+    "detections.paste",
+    "anchor_targets.crowd",
+)
 @pytest.mark.parametrize("convention", CONVENTIONS, ids=lambda c: f"{c.number}-{c.what}")
-def test_each_convention_is_named_and_no_other(convention):
+def test_each_convention_is_named_and_no_other(request, convention):
+    assert convention.changes.keys() <= set(request.node.get_closest_marker("convention").args)
     ours, theirs, config, model = traces(convention)
     found = compare(ours, theirs, config, model=model)
     assert found.departure is not None, "the convention doesn't show in this scene"

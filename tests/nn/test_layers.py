@@ -128,6 +128,7 @@ def test_batch_norm_trains_and_infers_as_pytorchs_does(torch: Any) -> None:
     np.testing.assert_array_equal(layer.running_mean, before)
 
 
+@pytest.mark.convention("backbone.norm_momentum", "backbone.norm_variance")
 @pytest.mark.parametrize(
     ("rule", "variance"),
     [("unbiased", 0.75 + 0.25 * 5 / 3), ("biased", 0.75 + 0.25 * 5 / 4), ("keras", 0.75 + 0.25 * 5 / 2.5)],

@@ -14,6 +14,7 @@ ONE_SIZE = ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))
 SHAPES = [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]  # of an image of 32 x 48, with P4 and P5 rounded up
 
 
+@pytest.mark.convention("anchors.rounding")
 def test_torchvisions_cell_anchors():
     config = AnchorConfig()
     np.testing.assert_array_equal(
@@ -24,6 +25,7 @@ def test_torchvisions_cell_anchors():
     )
 
 
+@pytest.mark.convention("anchors.rounding")
 def test_rounding_goes_to_the_even_pixel():
     config = AnchorConfig(ratios=(1.0,))
     np.testing.assert_array_equal(cell_anchors([5.0], config), [[-2, -2, 2, 2]])
@@ -32,6 +34,7 @@ def test_rounding_goes_to_the_even_pixel():
     np.testing.assert_array_equal(cell_anchors([5.0], exact), [[-2.5, -2.5, 2.5, 2.5]])
 
 
+@pytest.mark.convention("anchors.ratio_is")
 @pytest.mark.parametrize(("ratio_is", "height", "width"), [("h/w", 40, 10), ("w/h", 10, 40)])
 def test_ratio(ratio_is, height, width):
     config = AnchorConfig(ratios=(4.0,), ratio_is=ratio_is)
@@ -39,6 +42,7 @@ def test_ratio(ratio_is, height, width):
     assert (y2 - y1, x2 - x1) == (height, width)
 
 
+@pytest.mark.convention("anchors.order")
 @pytest.mark.parametrize(
     ("order", "areas_and_heights"),
     [
@@ -54,6 +58,7 @@ def test_order_at_one_position(order, areas_and_heights):
     assert list(zip(heights * widths, heights, strict=True)) == areas_and_heights
 
 
+@pytest.mark.convention("anchors.center_offset")
 @pytest.mark.parametrize("offset", [0.0, 0.5])
 def test_positions_go_row_by_row_with_all_anchors_of_one_together(offset):
     config = AnchorConfig(sizes=ONE_SIZE, ratios=(0.25, 4.0), center_offset=offset)
@@ -67,6 +72,7 @@ def test_positions_go_row_by_row_with_all_anchors_of_one_together(offset):
             np.testing.assert_array_equal(grid[row, column], cells + center)
 
 
+@pytest.mark.convention("anchors.stride")
 def test_stride_of_a_padded_image_that_isnt_a_multiple():
     shapes = [(25, 38), (13, 19), (7, 10), (4, 5), (2, 3)]  # of an image of 100 x 150
     nominal = make_anchors(shapes, (100, 150), AnchorConfig(stride="nominal"), np.float64)
@@ -84,6 +90,7 @@ def test_precision(dtype):
     assert {level.dtype for level in make_anchors(SHAPES, (32, 48), AnchorConfig(), dtype)} == {np.dtype(dtype)}
 
 
+@pytest.mark.convention("anchors.ratio_is", "anchors.rounding", "anchors.order")
 @pytest.mark.parametrize("name", ["a128", "a256", "a128x192", "a1024", "a100x150"])
 def test_matterports_anchors(name):
     golden = load("anchors")

@@ -38,6 +38,7 @@ def sampled(output, config, extent):
     return sample_rois(proposals, TRUTH, IMAGES, targets, STD, None, rng, extent=extent)
 
 
+@pytest.mark.convention("roi_targets.detach")
 @pytest.mark.parametrize("clip", ["image", "padded"])
 @pytest.mark.parametrize("scope", ["global", "per_level"])
 @pytest.mark.parametrize("extent", ["continuous", "normalized", "inclusive"])

@@ -58,6 +58,7 @@ def golden():
     refnet.kernels.uninstall()
 
 
+@pytest.mark.convention("backbone.norm_epsilon")
 @pytest.mark.parametrize(
     ("family", "depth", "epsilon"),
     [*(("resnet", depth, 1e-5) for depth in (18, 34, 101, 152)), ("resnet", 18, 0.0)]

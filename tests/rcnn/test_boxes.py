@@ -60,6 +60,7 @@ def test_iou_of_two_boxes(a, b, expected):
     assert pairwise_iou(array(a), array(b)) == expected
 
 
+@pytest.mark.convention("box_extent")
 @pytest.mark.parametrize(
     ("a", "b", "continuous", "inclusive"),
     [
@@ -200,6 +201,7 @@ class TestMatterport:
         np.testing.assert_array_equal(pixels, from_yxyx(self.golden[f"denorm_out.{name}"]))
 
 
+@pytest.mark.convention("box_extent")
 def test_widths_under_each_extent():
     box = np.array([[2.0, 3.0, 7.0, 5.0]])
     widths = {extent: np.diff(widen(box, extent)[0, [0, 2]])[0] for extent in ("continuous", "inclusive", "normalized")}

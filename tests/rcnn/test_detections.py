@@ -42,6 +42,7 @@ class TestKeypoints:
             maps[0, row, column, point] = height
         return maps
 
+    @pytest.mark.convention("keypoint_head.scores")
     def test_a_point_lies_in_the_middle_of_its_pixel(self):
         box = np.array([[10.0, 20, 18, 28]])  # as large as the map
         points, scores = decode_keypoints(self.maps((2, 3), (0, 7)), box, KeypointHeadConfig())
@@ -53,6 +54,7 @@ class TestKeypoints:
         points, _ = decode_keypoints(self.maps((2, 3)), box, KeypointHeadConfig())
         np.testing.assert_array_equal(points, [[[10 + 2.5 * 7.5 / 8, 20.5, 1]]])
 
+    @pytest.mark.convention("keypoint_head.scores")
     def test_a_probability_sums_over_the_small_map(self):
         small, large = np.array([[0.0, 0, 8, 8]]), np.array([[0.0, 0, 80, 80]])
         config = KeypointHeadConfig(scores="probability")
@@ -93,12 +95,14 @@ class TestSelection:
         np.testing.assert_allclose(found.scores, [0.75, 0.5, 0.25, 0.125], rtol=1e-15)
         assert found.masks is None
 
+    @pytest.mark.convention("detections.classes")
     @pytest.mark.parametrize(("rule", "expected"), [("all", [(0, 2), (0, 1), (20, 2)]), ("argmax", [(0, 2)])])
     def test_a_region_may_be_of_several_classes_or_of_its_best(self, rule, expected):
         output = heads([[0.2, 0.3, 0.5], [0.6, 0.15, 0.25]])  # the second is background most of all
         found = run(output, squares(0, 20), vary(PLAIN, {"classes": rule, "score_threshold": 0.2}))
         assert list(zip(found.boxes[:, 0], found.classes, strict=True)) == expected
 
+    @pytest.mark.convention("detections.score_comparison")
     @pytest.mark.parametrize(("comparison", "count"), [(">", 0), (">=", 1)])
     def test_a_score_of_exactly_the_threshold(self, comparison, count):
         config = vary(PLAIN, {"score_threshold": 0.5, "score_comparison": comparison})
@@ -111,6 +115,7 @@ class TestSelection:
         found = run(output, squares(0, 1, 30), vary(PLAIN, {"score_threshold": 0.35}))
         assert list(zip(found.boxes[:, 0], found.classes, strict=True)) == [(30, 1), (0, 1), (1, 2)]
 
+    @pytest.mark.convention("detections.nms_threshold")
     @pytest.mark.parametrize(("threshold", "expected"), [(0.5, [0, 4]), (0.25, [0])])
     def test_nms_threshold(self, threshold, expected):
         # boxes at 0 and 4 have an IoU of 1/3
@@ -122,6 +127,7 @@ class TestSelection:
         found = run(output, squares(0, 20), vary(PLAIN, {"limit": 3}))
         assert found.scores.round(3).tolist() == [0.6, 0.5, 0.4]
 
+    @pytest.mark.convention("detections.min_size")
     @pytest.mark.parametrize(("min_size", "expected"), [(0.0, [0, 61, 20]), (4.0, [0, 20]), (5.0, [0])])
     def test_boxes_of_exactly_the_least_size_stay(self, min_size, expected):
         boxes = np.array([[0.0, 0, 8, 8], [61, 0, 69, 8], [20, 0, 24, 8]])  # the second is cut off to 3
@@ -136,13 +142,17 @@ class TestSelection:
         # one width to the right; or as wide as the image, since 8 exp(10) is more, and twice as high
         np.testing.assert_allclose(found.boxes, [[24, 0, 32, 8], [4, 0, 40, 12]], rtol=1e-14)
 
+    @pytest.mark.convention("box_head.delta_clamp")
     def test_the_clamp(self):
         deltas = np.zeros((1, 2, 4))
         deltas[0, 1] = [0, 0, 5, 5]
         head = BoxHeadConfig(delta_std=(1.0, 1.0, 1.0, 1.0), delta_clamp=float(np.log(2)))
         box = np.array([[24.0, 24, 32, 32]])
         np.testing.assert_allclose(run(heads([[0, 1]], deltas), box, head=head).boxes, [[20, 20, 36, 36]], rtol=1e-14)
+        unlimited = vary(head, {"delta_clamp": None})  # which only the image's border stops
+        np.testing.assert_allclose(run(heads([[0, 1]], deltas), box, head=unlimited).boxes, [[0, 0, 64, 64]])
 
+    @pytest.mark.convention("box_head.background")
     def test_background_last(self):
         rng = np.random.default_rng(0)
         probabilities, deltas = rng.dirichlet(np.ones(4), 6), rng.uniform(-1, 1, (6, 4, 4))
@@ -155,6 +165,7 @@ class TestSelection:
         np.testing.assert_array_equal(first.boxes, last.boxes)
         np.testing.assert_allclose(first.scores, last.scores, rtol=1e-14)
 
+    @pytest.mark.convention("box_head.class_agnostic")
     def test_one_box_for_all_classes(self):
         deltas = np.zeros((1, 1, 4))
         deltas[0, 0, 0] = 10.0
@@ -191,6 +202,7 @@ def test_scores_are_a_softmax_with_the_background_in_front():
     np.testing.assert_allclose(last, expected[:, [2, 0, 1]], rtol=1e-15)
 
 
+@pytest.mark.convention("mask_head.class_agnostic", "box_head.background")
 @pytest.mark.parametrize(
     ("background", "agnostic", "channels", "read"),
     [("first", False, 4, [3, 1]), ("last", False, 3, [2, 0]), ("first", True, 1, [0, 0]), ("last", True, 1, [0, 0])],
@@ -209,6 +221,7 @@ class TestSoftPaste:
     def paste(self, mask, box, size=(8, 8), config=config):
         return paste_masks(np.array([mask], np.float64), np.array([box], np.float64), size, config)[0]
 
+    @pytest.mark.convention("detections.paste")
     def test_by_hand(self):
         # 2 x 2 cells over (2, 2, 6, 6); ringed by zeros they span (0, 0, 8, 8), and as both ends count, 9 x 9 pixels
         pasted = self.paste([[1, 1], [1, 1]], [2, 2, 6, 6], (10, 10))
@@ -242,6 +255,7 @@ class TestSoftPaste:
     def test_a_box_without_area_marks_a_pixel(self):
         assert (self.paste(np.ones((2, 2)), [3, 3, 3, 3]) > 0).sum() == 1
 
+    @pytest.mark.convention("detections.mask_threshold")
     def test_threshold(self):
         mask = np.random.default_rng(1).uniform(0, 1, (4, 4))
         soft = self.paste(mask, [1, 1, 6, 7])
@@ -267,6 +281,7 @@ class TestHardPaste:
         found = np.argwhere(self.paste(np.ones((2, 2)), [1.5, 0.5, 4.5, 3.5]))
         assert (found.min(axis=0).tolist(), found.max(axis=0).tolist()) == ([0, 2], [3, 3])
 
+    @pytest.mark.convention("detections.paste")
     def test_values_fade_towards_the_edge_unless_the_mask_is_full(self):
         mask = np.ones((2, 2))
         mask[1, 1] = 0
@@ -303,6 +318,7 @@ def test_precision_and_empties(paste, dtype):
 class TestMatterport:
     golden = load("detection_layer")
 
+    @pytest.mark.convention("detections.classes", "detections.score_threshold", "detections.nms_threshold")
     @pytest.mark.parametrize(
         "name", ["default", "window", "lowconf_max20", "noconf", "nms0.7", "none", "batch2", "nonsquare"]
     )

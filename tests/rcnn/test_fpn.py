@@ -24,6 +24,7 @@ def features(sizes) -> list[Tensor]:
     return [Tensor(rng.integers(0, 100, (2, *size, 1)).astype(np.float64)) for size in sizes]
 
 
+@pytest.mark.convention("fpn.norm")
 def test_every_level_adds_the_coarser_ones():
     c2, c3, c4, c5 = (c.data for c in features(SIZES))
     p2, p3, p4, p5, p6 = (p.data for p in transparent()(features(SIZES), training=False))
@@ -70,6 +71,7 @@ def test_gradients_of_coarse_features_come_from_all_finer_levels():
     np.testing.assert_array_equal(inputs[3].grad[0, 0, :, 0], [64.0, 32.0])
 
 
+@pytest.mark.convention("fpn.initialization")
 @pytest.mark.parametrize(("kind", "bound"), [("kaiming_uniform", np.sqrt(3 / 48)), ("glorot_uniform", np.sqrt(6 / 80))])
 def test_initialization(kind, bound):
     fpn = FPN([48] * 4, FpnConfig(channels=32, initialization=kind), BackboneConfig(), rng=np.random.default_rng(0))
@@ -85,6 +87,7 @@ def test_widths():
     assert [layer.weight.shape for layer in fpn.output] == [(3, 3, 4, 4)] * 4
 
 
+@pytest.mark.convention("fpn.norm")
 @pytest.mark.parametrize("norm", ["batch", "frozen", "frozen_statistics"])
 def test_norms_stand_behind_both_convolutions_of_a_level_and_replace_the_bias(norm):
     fpn = FPN(
@@ -112,6 +115,7 @@ def test_norms_stand_behind_both_convolutions_of_a_level_and_replace_the_bias(no
     np.testing.assert_array_equal(pyramid[4].data, (expected[3] - 1)[:, ::2, ::2])
 
 
+@pytest.mark.convention("fpn.norm")
 def test_norms_of_the_batch_are_used_in_training():
     fpn = FPN([1] * 4, FpnConfig(channels=3, norm="batch"), BackboneConfig(), rng=np.random.default_rng(0))
     pyramid = fpn([Tensor(c.data.astype(np.float32)) for c in features(SIZES)], training=True)

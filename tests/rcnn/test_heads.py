@@ -34,6 +34,7 @@ def pooled(regions: int = 2, dtype=np.float64, requires_grad: bool = False) -> T
     return Tensor(values, requires_grad=requires_grad)
 
 
+@pytest.mark.convention("box_head.class_agnostic", "mask_head.class_agnostic", "box_head.background")
 @pytest.mark.parametrize("kind", ["fc", "conv"])
 @pytest.mark.parametrize(
     ("background", "agnostic", "boxes"),
@@ -48,6 +49,7 @@ def test_outputs(kind, background, agnostic, boxes):
     assert masks.shape == (2, 2 * POOL, 2 * POOL, boxes)
 
 
+@pytest.mark.convention("box_head.kind")
 def test_a_convolution_over_the_whole_region_is_a_fully_connected_layer():
     full, convolutional = box_head(kind="fc"), box_head(kind="conv", norm="frozen")
     for layer, convolution in zip(full.hidden, convolutional.convolutions, strict=True):
@@ -89,6 +91,7 @@ def test_convolutions_before_the_fully_connected_layers():
     )
 
 
+@pytest.mark.convention("box_head.conv_bias", "mask_head.conv_bias")
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     "make", [mask_head, lambda **f: box_head(kind="conv", **f), lambda **f: box_head(**f, convolutions=2)]
@@ -107,6 +110,7 @@ def test_as_many_convolutions_as_asked(convolutions):
     assert head(pooled(), training=True).shape == (2, 2 * POOL, 2 * POOL, CLASSES + 1)
 
 
+@pytest.mark.convention("mask_head.norm")
 @pytest.mark.parametrize("norm", ["batch", "frozen", "frozen_statistics"])
 def test_the_mask_heads_norm_is_its_own(norm):
     head = mask_head(BackboneConfig(norm="frozen", norm_epsilon=0.125), norm=norm)
@@ -118,6 +122,31 @@ def test_the_mask_heads_norm_is_its_own(norm):
     head(x, training=True).backward(np.ones((2, 2 * POOL, 2 * POOL, CLASSES + 1)))
     assert x.grad.any()
     assert all(p.grad is not None for p in head.parameters().values())
+
+
+@pytest.mark.convention("box_head.norm", "mask_head.norm")
+@pytest.mark.parametrize("norm", ["none", "batch", "frozen", "frozen_statistics"])
+@pytest.mark.parametrize(
+    "make", [mask_head, lambda **f: box_head(kind="conv", **f), lambda **f: box_head(**f, convolutions=2)]
+)
+def test_which_statistics_a_norm_takes(make, norm):
+    """Those of the batch in training, its own throughout, or there is no norm; scale and shift may be trained."""
+    head = make(norm=norm)
+    trained = [name for name in head.parameters() if name.startswith("norms.")]
+    assert len(trained) == (4 if norm in ("batch", "frozen_statistics") else 0)
+    before = {name: array.copy() for name, array in head.buffers().items()}
+    assert bool(before) == (norm != "none")
+    inference, training = (
+        output.data if isinstance(output, Tensor) else output.class_logits.data
+        for output in (head(pooled(), training=flag) for flag in (False, True))
+    )
+    moved = {name for name, array in head.buffers().items() if not np.array_equal(array, before[name])}
+    if norm == "batch":
+        assert moved == {name for name in before if "running" in name}
+        assert np.abs(training - inference).max() > 1e-6
+    else:
+        assert not moved
+        np.testing.assert_array_equal(training, inference)
 
 
 @pytest.mark.parametrize("convolutions", [0, 2])
@@ -186,6 +215,7 @@ class TestRegionsOfWhichThereAreFew:
         assert (head.norms[0].running_mean != before).any()
 
 
+@pytest.mark.convention("box_head.initialization")
 @pytest.mark.parametrize(
     ("kind", "deviations"),
     [
@@ -202,6 +232,25 @@ def test_initial_deviations(kind, deviations):
         weight = layer.weight.data
         assert abs(weight.std() / deviation - 1) < 5 / np.sqrt(2 * weight.size)
         assert not layer.bias.data.any()
+
+
+@pytest.mark.convention("mask_head.initialization")
+def test_initial_weights_of_the_mask_head():
+    heads = [
+        MaskHead(
+            40, 50, MaskHeadConfig(channels=30, convolutions=1, initialization=kind), BoxHeadConfig(), BackboneConfig(),
+            rng=np.random.default_rng(0),
+        )
+        for kind in ("kaiming_fan_out", "glorot_uniform")
+    ]  # fmt: skip
+    # fan in and fan out
+    fans = {"convolutions.0": (9 * 40, 9 * 30), "upsample": (4 * 30, 4 * 30), "logits": (30, 51)}
+    kaiming, glorot = ({name: head.state()[f"{name}.weight"] for name in fans} for head in heads)
+    for name, (fan_in, fan_out) in fans.items():
+        spread = 5 / np.sqrt(2 * kaiming[name].size)  # the deviation of n normal numbers is known to 1 / sqrt(2 n)
+        assert abs(kaiming[name].std() / np.sqrt(2 / fan_out) - 1) < spread, name
+        bound = np.sqrt(6 / (fan_in + fan_out))
+        assert 0.98 * bound < np.abs(glorot[name]).max() <= bound * (1 + 1e-6), name
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

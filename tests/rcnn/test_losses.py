@@ -62,6 +62,7 @@ class TestRpn:
         loss, _ = rpn_losses(rpn([[2.0, -1.0, 7.0], [0.5, 9.0, 3.0]]), anchor_targets([[1, 0, -1], [0, -1, -1]]), FLAT)
         np.testing.assert_allclose(loss.item(), (log1pexp(-2) + log1pexp(-1) + log1pexp(0.5)) / 3, rtol=1e-14)
 
+    @pytest.mark.convention("rpn.objectness")
     def test_two_logits_lose_as_much_as_their_difference(self):
         rng = np.random.default_rng(0)
         background, margin = rng.uniform(-2, 2, (1, 5)), rng.uniform(-2, 2, (1, 5))
@@ -70,6 +71,7 @@ class TestRpn:
         two, _ = rpn_losses(rpn(np.stack([background, background + margin], axis=-1)), targets, FLAT)
         np.testing.assert_allclose(two.item(), one.item(), rtol=1e-13)
 
+    @pytest.mark.convention("losses.rpn_box_denominator")
     @pytest.mark.parametrize(("denominator", "count"), [("sampled", 5), ("positive_coordinates", 8)])
     def test_what_the_box_loss_is_divided_by(self, denominator, count):
         deltas = np.zeros((1, 6, 4))
@@ -80,6 +82,7 @@ class TestRpn:
         _, loss = rpn_losses(rpn(np.zeros((1, 6)), deltas), anchor_targets([[0, 1, 1, 0, -1, 0]], goal), config)
         np.testing.assert_allclose(loss.item(), (1 + 2 + 3 + 4 + 3) / count, rtol=1e-15)
 
+    @pytest.mark.convention("losses.rpn_beta", "losses.box_beta")
     @pytest.mark.parametrize(
         ("beta", "expected"),
         # differences of 1/18, 1/9, 1/2 and 2
@@ -140,6 +143,7 @@ class TestBox:
         expected = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(4), [0, 2, 1, 0]]
         np.testing.assert_allclose(loss.item(), expected.mean(), rtol=1e-14)
 
+    @pytest.mark.convention("losses.box_denominator")
     @pytest.mark.parametrize(("denominator", "count"), [("sampled", 4), ("positive_coordinates", 8)])
     def test_the_true_classes_box_counts(self, denominator, count):
         output = self.output()
@@ -158,6 +162,7 @@ class TestBox:
         ):
             np.testing.assert_allclose(with_ignored.item(), without.item(), rtol=1e-15)
 
+    @pytest.mark.convention("box_head.background")
     def test_background_first_and_last_are_the_same_loss(self):
         first = self.output()
         last = BoxOutput(
@@ -171,6 +176,7 @@ class TestBox:
         ):
             np.testing.assert_allclose(a.item(), b.item(), rtol=1e-14)
 
+    @pytest.mark.convention("box_head.class_agnostic")
     @pytest.mark.parametrize("background", ["first", "last"])
     def test_one_box_for_all_classes(self, background):
         output = self.output(boxes=1)
@@ -203,6 +209,7 @@ class TestMask:
         touched = np.abs(logits.grad).sum(axis=(1, 2)) > 0
         assert touched.tolist() == [[False, False, False, True], [False, True, False, False]]
 
+    @pytest.mark.convention("mask_head.class_agnostic")
     @pytest.mark.parametrize(("agnostic", "channels"), [(False, [2, 0]), (True, [0, 0])])
     def test_background_last_and_class_agnostic(self, agnostic, channels):
         rng = np.random.default_rng(1)
@@ -246,6 +253,7 @@ class TestKeypoints:
         touched = np.abs(logits.grad).sum(axis=(1, 2)) > 0
         np.testing.assert_array_equal(touched, self.TARGETS >= 0)
 
+    @pytest.mark.convention("losses.keypoint_denominator")
     def test_what_it_is_divided_by(self):
         mean, fixed = (
             keypoint_loss(self.maps(), self.TARGETS, 5, LossConfig(keypoint_denominator=rule), self.ROIS).item()
@@ -311,6 +319,7 @@ class TestMatterport:
         loss, _ = rpn_losses(output, anchor_targets(np.choose(match + 1, [0, -1, 1])), self.config)
         self.check(f"rpn_class.{name}", loss, output.objectness_logits[0])
 
+    @pytest.mark.convention("losses.rpn_beta", "losses.rpn_box_denominator")
     @pytest.mark.parametrize("name", ["mixed", "nopos"])
     def test_rpn_box(self, name):
         match = self.golden["rpn_class.mixed.match"][..., 0] if name == "mixed" else np.full((2, 400), -1)
@@ -340,12 +349,14 @@ class TestMatterport:
         targets = rois(self.targets("mixed"), images=np.repeat([0, 1], 30), active=active)
         return box_losses(output, targets, config, self.head)[0], output.class_logits
 
+    @pytest.mark.convention("losses.active_classes")
     @pytest.mark.parametrize("name", ["all_active", "some_active", "bg_inactive", "none_active"])
     def test_class(self, name):
         """The first image's classes serve both images; without any the original's loss isn't a number."""
         loss, logits = self.class_loss(self.golden[f"mrcnn_class.{name}.active"] > 0, self.config)
         self.check(f"mrcnn_class.{name}", loss, logits)
 
+    @pytest.mark.convention("losses.active_classes")
     def test_class_by_each_images_own_classes(self):
         active = self.golden["mrcnn_class.some_active.active"] > 0
         active[1] = ~active[0]
@@ -359,6 +370,7 @@ class TestMatterport:
         np.testing.assert_allclose(loss.item(), each[counted].mean(), rtol=1e-12)
         assert self.class_loss(active & False, config)[0].item() == 0
 
+    @pytest.mark.convention("losses.box_beta", "losses.box_denominator")
     @pytest.mark.parametrize("name", ["mixed", "nopos"])
     def test_box(self, name):
         deltas = Tensor(normal("loss/pb", (2, 30, 4, 4)).astype(np.float64).reshape(60, 4, 4), requires_grad=True)
@@ -367,6 +379,7 @@ class TestMatterport:
         _, loss = box_losses(output, rois(self.targets(name), goal), self.config, self.head)
         self.check(f"mrcnn_bbox.{name}", loss, deltas)
 
+    @pytest.mark.convention("losses.mask_cross_entropy")
     @pytest.mark.parametrize(("rule", "ending"), [("keras", "_keras2.1"), ("tf_keras", "")])
     @pytest.mark.parametrize("name", ["mixed", "extreme"])
     def test_mask(self, name, rule, ending):
@@ -387,6 +400,7 @@ class TestMatterport:
         # where p is near 0 or 1, a rounding of p is one of 1 / p
         np.testing.assert_allclose(found, stored, rtol=64 * self.ULP, atol=16 * self.ULP * np.abs(stored).max())
 
+    @pytest.mark.convention("losses.mask_cross_entropy")
     @pytest.mark.parametrize("rule", ["logits", "keras", "tf_keras"])
     def test_formulas_of_the_mask_loss(self, rule):
         """All say the same of ordinary logits; clipped ones have no gradient, and a loss that isn't theirs."""

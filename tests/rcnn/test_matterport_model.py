@@ -116,6 +116,7 @@ def test_results(run):
         np.testing.assert_array_equal(entry.masks, masks.transpose(2, 0, 1))
 
 
+@pytest.mark.convention("rpn.padding")
 def test_padding_may_be_detected(weights):
     """It is the original's mistake that boxes of nothing fill up the proposals, and are classified; else all is equal."""
     changes = {

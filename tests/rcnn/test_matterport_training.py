@@ -172,6 +172,7 @@ def test_gradients(first):
     np.testing.assert_allclose(np.sqrt(total), case.golden["grad_norm"], rtol=1e-5)
 
 
+@pytest.mark.convention("roi_targets.detach")
 @pytest.mark.parametrize("detach", [False, True])
 @pytest.mark.parametrize("name", ["train_T1", "train_T2"])
 def test_the_box_loss_leaks_into_the_rpn(weights, name, detach):

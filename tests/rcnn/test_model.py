@@ -425,6 +425,7 @@ OFTEN_WITHOUT_OBJECTS = {
 class TestRestore:
     golden = load("detection_layer")
 
+    @pytest.mark.convention("detections.round_boxes", "detections.paste")
     @pytest.mark.parametrize("name", ["window", "nonsquare"])
     def test_golden(self, name):
         """Matterport's unmold_detections, which takes boxes of the network's input in normalised coordinates."""
@@ -450,6 +451,7 @@ class TestRestore:
         stored = unpack(self.golden[f"unmold.{name}.masks_bits"], (height, width, count))
         np.testing.assert_array_equal(restored.masks, stored.transpose(2, 0, 1))
 
+    @pytest.mark.convention("detections.round_boxes")
     def test_boxes_without_area_are_dropped_after_rounding(self):
         found = Detections(
             boxes=np.array([[1.5, 0, 2.5, 4], [1.25, 0, 2.75, 4], [0.5, 0.5, 1.5, 1.5], [0.25, 0, 0.5, 4]]),

@@ -46,6 +46,7 @@ def test_best_first_and_each_with_its_probability():
     np.testing.assert_allclose(found.scores, 1 / (1 + np.exp([-3.0, -2.0, 0.0, 1.0])), rtol=1e-15)
 
 
+@pytest.mark.convention("rpn.scope", "rpn.pre_nms_test")
 @pytest.mark.parametrize(
     ("scope", "expected"),
     [
@@ -59,6 +60,7 @@ def test_how_many_enter(scope, expected):
     assert lefts(run(rpn, anchors, vary(PLAIN, {"scope": scope, "pre_nms_test": 2}))) == expected
 
 
+@pytest.mark.convention("rpn.pre_nms_train", "rpn.pre_nms_test", "rpn.post_nms_train")
 def test_training_and_inference_have_limits_of_their_own():
     rpn, anchors = output([[5.0, 4.0, 3.0, 2.0, 1.0]]), [squares(0, 10, 20, 30, 40)]
     before = vary(PLAIN, {"pre_nms_train": 4, "pre_nms_test": 2})
@@ -72,6 +74,7 @@ def test_the_limit_after_nms_holds_for_all_levels_together():
     assert lefts(run(rpn, anchors, vary(PLAIN, {"post_nms_test": 3}))) == [0, 20, 30]
 
 
+@pytest.mark.convention("rpn.scope")
 @pytest.mark.parametrize(("scope", "expected"), [("per_level", [0, 0, 20]), ("global", [0, 20])])
 def test_which_proposals_suppress_each_other(scope, expected):
     rpn, anchors = output([[3.0, 2.5], [2.0, 1.0]]), [squares(0, 1), squares(0, 20)]
@@ -102,6 +105,7 @@ def test_logits_order_what_probabilities_cannot():
     np.testing.assert_array_equal(found[0].scores, [1, 1])
 
 
+@pytest.mark.convention("rpn.min_size")
 @pytest.mark.parametrize(("min_size", "expected"), [(0.0, [0, 20, 40]), (4.0, [20, 40]), (4.5, [40])])
 def test_boxes_of_exactly_the_least_size_stay(min_size, expected):
     anchors = [np.array([[0.0, 0, 3, 8], [20, 0, 28, 4], [40, 0, 48, 8]])]
@@ -113,6 +117,7 @@ def test_size_counts_after_clipping():
     assert lefts(run(output([[2.0, 1.0]]), anchors, vary(PLAIN, {"min_size": 5.0}))) == [0]
 
 
+@pytest.mark.convention("rpn.clip")
 @pytest.mark.parametrize(("rule", "expected"), [("image", [0, 8, 50, 40]), ("padded", [0, 0, 64, 64])])
 def test_where_proposals_are_cut_off(rule, expected):
     images = blank_images(64, 64, windows=[[0, 8, 50, 40]])
@@ -128,6 +133,7 @@ def test_each_image_has_its_own_window():
     assert [p.boxes[0].tolist() for p in found] == [[0, 0, 64, 32], [0, 0, 16, 64]]
 
 
+@pytest.mark.convention("rpn.delta_std", "rpn.delta_clamp")
 def test_deltas_are_multiplied_by_their_deviation_and_clamped():
     anchors, deltas = [np.array([[24.0, 24, 40, 40]])], [[[0.5, -0.5, np.log(2), 50.0]]]
     config = vary(PLAIN, {"delta_std": (0.5, 0.25, 1.0, 1.0), "clip": "padded"})
@@ -140,6 +146,7 @@ def test_deltas_are_multiplied_by_their_deviation_and_clamped():
     np.testing.assert_allclose(found.boxes, [[20, 0, 52, 1024]], rtol=1e-14)
 
 
+@pytest.mark.convention("rpn.objectness")
 def test_two_logits_say_as_much_as_their_difference():
     rng = np.random.default_rng(0)
     background, margin = rng.uniform(-3, 3, 6), rng.uniform(-3, 3, 6)
@@ -152,6 +159,7 @@ def test_two_logits_say_as_much_as_their_difference():
     np.testing.assert_array_equal(objectness_scores(np.array([[-2000.0], [0.0], [2000.0]])), [0, 0.5, 1])
 
 
+@pytest.mark.convention("box_extent")
 def test_inclusive_boxes_end_on_the_last_pixel():
     anchors = [np.array([[-10.0, -10, 100, 100], [0, 0, 0, 0], [10, 0, 13, 3], [10, 0, 13, 1]])]
     rpn, config = output([[4.0, 3.0, 2.0, 1.0]]), vary(PLAIN, {"min_size": 1.0, "nms_threshold": 0.5})
@@ -166,6 +174,7 @@ def test_the_best_by_position():
     assert best_first(np.zeros(0), 3).tolist() == []
 
 
+@pytest.mark.convention("rpn.padding")
 def test_padding_fills_up_when_detecting():
     """It is the original's mistake that the heads then look at boxes of nothing."""
     anchors, rpn = [squares(0, 10)], output([[1.0, 2.0]])
@@ -197,6 +206,7 @@ def test_precision(dtype):
     assert (found.boxes.dtype, found.scores.dtype) == (dtype, dtype)
 
 
+@pytest.mark.convention("rpn.objectness", "rpn.delta_std", "rpn.padding", "box_extent")
 @pytest.mark.parametrize("units", ["normalized", "pixels"])
 @pytest.mark.parametrize("name", ["full", "prelimit", "thr03", "few_padded", "ties"])
 def test_matterports_proposal_layer(name, units):

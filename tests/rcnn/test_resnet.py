@@ -9,6 +9,7 @@ from refnet.nn.init import Blank
 from refnet.rcnn.config import BackboneConfig
 from refnet.rcnn.presets import matterport
 from refnet.rcnn.resnet import ResNet
+from refnet.rcnn.vgg import VGG
 from tests.golden.matterport_rules import load, normal
 from tests.rcnn.small import vary
 
@@ -27,6 +28,7 @@ def test_parameters_of_the_published_classifiers(depth, published):
     assert network.count() + classifier == published
 
 
+@pytest.mark.convention("backbone.norm")
 def test_frozen_norms_hold_no_parameters():
     parameters = {norm: build(depth=18, norm=norm).count() for norm in ("batch", "frozen_statistics", "frozen")}
     assert parameters["batch"] == parameters["frozen_statistics"]
@@ -37,6 +39,7 @@ def test_frozen_norms_hold_no_parameters():
     assert set(build(depth=18, norm="batch").state()) == set(frozen.state())
 
 
+@pytest.mark.convention("backbone.conv_bias")
 def test_convolutions_have_biases_if_asked():
     plain, biased = build(depth=18), build(depth=18, conv_bias=True)
     added = set(biased.parameters()) - set(plain.parameters())
@@ -64,6 +67,7 @@ def test_any_number_of_input_channels(channels):
     assert network(Tensor(np.zeros((1, 32, 32, channels))), training=False)[3].shape == (1, 1, 1, 32)
 
 
+@pytest.mark.convention("backbone.stride_in")
 @pytest.mark.parametrize(("stride_in", "reads_odd_pixels"), [("1x1", False), ("3x3", True)])
 def test_a_strided_1x1_convolution_skips_every_other_pixel(stride_in, reads_odd_pixels):
     block = build(depth=50, stride_in=stride_in).stages[1][0]
@@ -76,6 +80,7 @@ def test_a_strided_1x1_convolution_skips_every_other_pixel(stride_in, reads_odd_
     assert (np.abs(after - before).max() > 0) == reads_odd_pixels
 
 
+@pytest.mark.convention("backbone.norm")
 def test_a_norm_uses_the_statistics_that_its_kind_says():
     rng = np.random.default_rng(2)
     x = Tensor(rng.standard_normal((4, 32, 32, 3)))
@@ -92,11 +97,13 @@ def test_a_norm_uses_the_statistics_that_its_kind_says():
             np.testing.assert_array_equal(training, inference)
 
 
-def test_epsilon_and_momentum_reach_every_norm():
-    network = build(norm="batch", norm_epsilon=0.25, norm_momentum=0.125)
+@pytest.mark.convention("backbone.norm_epsilon", "backbone.norm_momentum", "backbone.norm_variance")
+@pytest.mark.parametrize("variance", ["unbiased", "biased", "keras"])
+def test_epsilon_momentum_and_variance_reach_every_norm(variance):
+    network = build(norm="batch", norm_epsilon=0.25, norm_momentum=0.125, norm_variance=variance)
     norms = [layer.norm for layer in layers_of(network)]
     assert len(norms) == 53  # ResNet-50 has 53 convolutions
-    assert {(norm.epsilon, norm.momentum) for norm in norms} == {(0.25, 0.125)}
+    assert {(norm.epsilon, norm.momentum, norm.variance) for norm in norms} == {(0.25, 0.125, variance)}
     assert all(isinstance(norm, BatchNorm2d) for norm in norms)
 
 
@@ -108,6 +115,7 @@ def layers_of(network: ResNet):
             yield block.shortcut
 
 
+@pytest.mark.convention("backbone.zero_init_residual")
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 def test_zero_initialized_blocks_are_the_identity(depth, norm):
@@ -118,6 +126,27 @@ def test_zero_initialized_blocks_are_the_identity(depth, norm):
     assert np.abs(plain.stages[0][1](Tensor(x), training=True).data - x).max() > 1e-3
 
 
+@pytest.mark.convention("backbone.initialization")
+@pytest.mark.parametrize("family", ["resnet", "vgg"])
+def test_initial_weights(family):
+    """Normal with the variance 2 / fan out, or uniform up to sqrt(6 / (fan in + fan out))."""
+    depth = {"resnet": 18, "vgg": 11}[family]
+    for kind in ("kaiming_fan_out", "glorot_uniform"):
+        config = BackboneConfig(family=family, depth=depth, width=16, initialization=kind)
+        network = {"resnet": ResNet, "vgg": VGG}[family](3, config, rng=np.random.default_rng(0))
+        weights = {name: p.data for name, p in network.parameters().items() if p.data.ndim == 4}
+        assert len(weights) >= 8
+        for name, weight in weights.items():
+            kh, kw, inputs, outputs = weight.shape
+            if kind == "kaiming_fan_out":
+                # the deviation of n normal numbers is known to 1 / sqrt(2 n)
+                assert abs(weight.std() / np.sqrt(2 / (kh * kw * outputs)) - 1) < 5 / np.sqrt(2 * weight.size), name
+            else:
+                bound = np.sqrt(6 / (kh * kw * (inputs + outputs)))
+                assert 0.98 * bound < np.abs(weight).max() <= bound * (1 + 1e-6), name
+
+
+@pytest.mark.convention("backbone.padding")
 @pytest.mark.parametrize("name", ["stem_16x20", "stem_17x19"])
 def test_matterports_stem_pads_its_pooling_below_and_to_the_right(name):
     golden = load("same_padding")
@@ -134,6 +163,7 @@ def test_matterports_stem_pads_its_pooling_below_and_to_the_right(name):
     np.testing.assert_allclose(network(x, training=False)[0].data, pooled, rtol=0, atol=2e-6 * scale)
 
 
+@pytest.mark.convention("backbone.padding", "backbone.stride_in")
 @pytest.mark.parametrize("depth", [18, 50])
 def test_against_pytorchs_functions(torch, depth):
     """The whole network of both kinds of blocks, from the definition, by torch.nn.functional."""

@@ -46,17 +46,20 @@ class TestLevels:
     def test_beyond_the_pyramid(self):
         assert levels_of(squares(1, 1e-9, 0, 900, 5000)) == [2, 2, 2, 5, 5]
 
+    @pytest.mark.convention("box_pool.level_rounding")
     def test_rounding_to_the_nearest(self):
         # the boundaries lie at 224 / sqrt(2) = 158.4, and twice that
         assert levels_of(squares(158, 159, 316, 317), level_rounding="round") == [3, 4, 4, 5]
         assert levels_of(squares(158, 159, 316, 317), level_rounding="floor") == [3, 3, 4, 4]
 
+    @pytest.mark.convention("box_pool.level_epsilon")
     def test_epsilon_forgives_the_last_bits(self):
         below = squares(224 * (1 - 1e-7))
         assert levels_of(below, level_epsilon=0.0) == [3]
         assert levels_of(below, level_epsilon=1e-6) == [4]
         assert levels_of(squares(224 * (1 - 1e-5)), level_epsilon=1e-6) == [3]
 
+    @pytest.mark.convention("box_pool.box_units")
     def test_normalized_boxes_are_a_little_smaller(self):
         # a side of 224 pixels is 223 / 1023 of 1024, which is 223.2
         assert levels_of(squares(224), box_units="normalized") == [3]
@@ -96,6 +99,7 @@ class TestPooling:
             pooled.data, np.broadcast_to(expected[:, None, None, None], pooled.shape), rtol=1e-14
         )
 
+    @pytest.mark.convention("box_pool.method", "box_pool.aligned", "box_pool.sampling_ratio")
     @pytest.mark.parametrize("aligned", [False, True])
     @pytest.mark.parametrize("ratio", [0, 2])
     def test_roi_align_is_asked_as_the_config_says(self, aligned, ratio):
@@ -107,12 +111,14 @@ class TestPooling:
             ),
         )
 
+    @pytest.mark.convention("box_pool.method")
     def test_roi_pool(self):
         self.check(
             METHODS["roi_pool"],
             lambda features, boxes, index, level: roi_pool(features, boxes, index, size=3, spatial_scale=0.5**level),
         )
 
+    @pytest.mark.convention("box_pool.method")
     def test_crop_and_resize(self):
         self.check(
             METHODS["crop_and_resize"],
@@ -152,6 +158,7 @@ class TestPooling:
         assert pooled.dtype == dtype
 
 
+@pytest.mark.convention("box_pool.method", "box_pool.level_rounding", "box_pool.box_units")
 @pytest.mark.parametrize("name", ["m128_p7", "m128_p14", "m1024_p7", "m1024_p14", "m512x768_p7", "m512x768_p14"])
 def test_matterports_pyramid_roi_align(name):
     golden = load("roi_align")

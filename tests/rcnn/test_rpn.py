@@ -28,6 +28,7 @@ def transparent(objectness: str, **fields) -> RPN:
     return rpn
 
 
+@pytest.mark.convention("rpn.objectness")
 @pytest.mark.parametrize(("objectness", "logits"), [("sigmoid", 1), ("softmax", 2)])
 def test_outputs_go_row_by_row_with_all_anchors_of_a_position_together(objectness, logits):
     rng = np.random.default_rng(1)
@@ -61,6 +62,7 @@ def test_several_hidden_layers_are_rectified_each():
     np.testing.assert_array_equal(logits[:, 0], [3, 8])  # relu(relu(x - 2) + 3)
 
 
+@pytest.mark.convention("rpn.initialization")
 def test_initialization():
     normal = RPN(64, ANCHORS, RpnConfig(channels=64), rng=np.random.default_rng(0))
     glorot = RPN(64, ANCHORS, RpnConfig(channels=64, initialization="glorot_uniform"), rng=np.random.default_rng(0))

@@ -97,6 +97,7 @@ class TestMatching:
         labels, _ = match_anchors(strips(10, 5, 4.9, 0), WHOLE, config)
         assert labels.tolist() == [1, 1, 0, 0]
 
+    @pytest.mark.convention("anchor_targets.force_best")
     @pytest.mark.parametrize(("rule", "expected"), [("ties", [0, 1, 1, 0]), ("first", [0, 1, 0, 0])])
     def test_the_best_anchor_is_positive_whatever_its_overlap(self, rule, expected):
         anchors = strips(1, 2, 2, 1)
@@ -109,6 +110,7 @@ class TestMatching:
         labels, _ = match_anchors(strips(1, 2) + 50, WHOLE, AnchorTargetConfig(force_best=rule))
         assert labels.tolist() == [0, 0]
 
+    @pytest.mark.convention("anchor_targets.forced_match")
     @pytest.mark.parametrize(("rule", "second"), [("own_best", 0), ("forcing_object", 1)])
     @pytest.mark.parametrize("force_best", ["ties", "first"])
     def test_which_object_a_forced_anchor_belongs_to(self, rule, second, force_best):
@@ -134,6 +136,7 @@ class TestMatching:
         labels, _ = match_anchors(strips(10, 1), NOTHING, AnchorTargetConfig())
         assert labels.tolist() == [0, 0]
 
+    @pytest.mark.convention("box_extent")
     def test_inclusive_boxes(self):
         anchors, objects = boxes([0, 0, 9, 6], [0, 0, 9, 9]), truth([[0, 0, 9, 9]], [1])
         # 7 of 10 rows are 0.7; as continuous boxes 6 of 9
@@ -176,6 +179,7 @@ class TestAnchorTargets:
         images = blank_images(64, 64) if images is None else images
         return assign_anchors(anchors, [objects], images, config, std, np.random.default_rng(0))
 
+    @pytest.mark.convention("rpn.delta_std")
     def test_deltas_lead_to_the_matched_object(self):
         objects = truth([[0, 0, 10, 10], [20, 20, 40, 30]], [1, 2])
         anchors = boxes([0, 0, 10, 9], [21, 20, 40, 31], [50, 50, 60, 60])
@@ -186,6 +190,7 @@ class TestAnchorTargets:
         np.testing.assert_allclose(restored, objects.boxes, rtol=0, atol=1e-13)
         assert not targets.deltas[0, 2].any()
 
+    @pytest.mark.convention("anchor_targets.crowd")
     @pytest.mark.parametrize(("rule", "expected"), [("drop", [1, 0, 0]), ("avoid", [1, -1, 0])])
     def test_crowds_are_no_objects(self, rule, expected):
         entry = truth([[0, 0, 10, 10], [20, 20, 40, 40]], [1, 1], crowd=[False, True])
@@ -202,6 +207,7 @@ class TestAnchorTargets:
         entry = truth([[0, 0, 10, 10], [0, 0, 10, 10]], [1, 1], crowd=[False, True])
         assert self.assign(strips(10), entry, vary(ALL_ANCHORS, {"crowd": "avoid"})).labels.tolist() == [[1]]
 
+    @pytest.mark.convention("anchor_targets.border")
     def test_anchors_that_cross_the_border_of_their_image(self):
         images = blank_images(64, 64, windows=[[0, 0, 40, 30]])
         anchors = boxes([0, 0, 40, 30], [30, 20, 40.5, 30], [-0.5, 0, 10, 10], [10, 10, 20, 20])
@@ -243,6 +249,7 @@ class TestRois:
             blank_images(64, 64) if images is None else images, config, std, mask_size, np.random.default_rng(seed),
         )  # fmt: skip
 
+    @pytest.mark.convention("roi_targets.negative_iou_low")
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
     def test_thresholds_at_their_exact_value(self, dtype):
         rois = self.sample(strips(10, 5, 4.9, 1, 0).astype(dtype), WHOLE)
@@ -263,6 +270,7 @@ class TestRois:
         np.testing.assert_allclose(restored, entry.boxes[::-1], rtol=0, atol=1e-13)
         assert not rois.deltas[0].any()
 
+    @pytest.mark.convention("roi_targets.append_ground_truth")
     @pytest.mark.parametrize(("append", "count"), [(True, 3), (False, 1)])
     def test_true_boxes_may_join_the_proposals(self, append, count):
         entry = truth([[0, 0, 10, 10], [20, 20, 30, 30], [5, 5, 9, 9]], [3, 1, 1], crowd=[False, False, True])
@@ -270,6 +278,7 @@ class TestRois:
         assert len(rois.boxes) == count
         assert rois.classes.tolist() == [0, 3, 1][:count]
 
+    @pytest.mark.convention("roi_targets.batch_size", "roi_targets.positive_fraction", "roi_targets.negatives")
     @pytest.mark.parametrize(
         ("config", "positive", "negative"),
         [
@@ -286,6 +295,7 @@ class TestRois:
         rois = self.sample(proposed, WHOLE, vary(ALL_ROIS, config))
         assert ((rois.classes > 0).sum(), (rois.classes == 0).sum()) == (positive, negative)
 
+    @pytest.mark.convention("roi_targets.negatives")
     @pytest.mark.parametrize(("rule", "count"), [("fill", 8), ("ratio", 0)])
     def test_without_objects(self, rule, count):
         config = RoiTargetConfig(batch_size=8, negatives=rule)
@@ -298,6 +308,7 @@ class TestRois:
         assert len(self.sample(boxes(), WHOLE).boxes) == 0
         assert self.sample(boxes(), WHOLE, RoiTargetConfig()).classes.tolist() == [2]
 
+    @pytest.mark.convention("roi_targets.crowd")
     @pytest.mark.parametrize(("rule", "expected"), [("drop", [2, 0, 0]), ("avoid", [2, 0])])
     def test_crowds(self, rule, expected):
         entry = truth([[0, 0, 10, 10], [20, 20, 40, 40]], [2, 1], crowd=[False, True])
@@ -329,12 +340,14 @@ class TestMasks:
         masks = np.array(masks, bool)
         return truth([[0, 0, *masks.shape[:0:-1]]] * len(masks), [1] * len(masks), masks=masks)
 
+    @pytest.mark.convention("roi_targets.mask_values")
     def test_binarization_at_a_half(self):
         values = np.array([0, 0.4, np.nextafter(0.5, 0), 0.5, np.nextafter(0.5, 1), 1, np.nextafter(1.0, 2)])
         assert binarize(values, "round").tolist() == [0, 0, 0, 0, 1, 1, 1]
         assert binarize(values, "threshold").tolist() == [0, 0, 0, 1, 1, 1, 1]
         np.testing.assert_array_equal(binarize(values, "soft"), np.minimum(values, 1))
 
+    @pytest.mark.convention("roi_targets.mask_sampling", "roi_targets.mask_values")
     @pytest.mark.parametrize(
         ("rule", "expected"),
         # two bins over (2, 0, 6, 4), each the mean of four samples at 0.5 and 1.5 from its edge. A sample at 2.5 lies
@@ -348,6 +361,7 @@ class TestMasks:
         found = mask_targets(boxes([2, 0, 6, 4]), self.objects(mask), np.zeros(1, np.int64), (8, 8), 2, config)
         np.testing.assert_array_equal(found[0], expected)
 
+    @pytest.mark.convention("roi_targets.mask_sampling", "roi_targets.mask_values")
     @pytest.mark.parametrize(
         ("rule", "expected"),
         # columns at 2.5 - 0.5 = 2, 3.5 and 5 in units of pixel centres; the mask begins at pixel 4
@@ -387,6 +401,7 @@ class TestMatterport:
         shapes = [(int(h), int(w)) for h, w in golden["a128.backbone_shapes"]]
         return np.concatenate(make_anchors(shapes, (128, 128), config, np.float64))
 
+    @pytest.mark.convention("anchor_targets.forced_match", "anchor_targets.crowd")
     @pytest.mark.parametrize("name", ["plain", "tiny", "tie", "crowd", "full", "dup"])
     def test_rpn_targets(self, name):
         golden = load("rpn_targets")
@@ -402,6 +417,13 @@ class TestMatterport:
         deltas = targets.deltas[0, targets.labels[0] == 1]
         np.testing.assert_allclose(from_yxyx(deltas), golden[f"{name}.bbox_pos"], rtol=0, atol=1e-12)
 
+    @pytest.mark.convention(
+        "roi_targets.crowd",
+        "roi_targets.padding",
+        "roi_targets.mini_mask",
+        "roi_targets.mask_sampling",
+        "roi_targets.mask_values",
+    )
     @pytest.mark.parametrize(
         "name",
         ["all_full", "all_mini", "trunc_full", "trunc_mini", "batch2", "crowd", "fewpos", "nopos", "mask14x20"],
@@ -455,6 +477,7 @@ class TestMatterport:
         masks = shape_masks(golden["gt_specs"][which], (128, 128))
         return truth(from_yxyx(found), abs(classes[real]), masks=masks, crowd=classes[real] < 0)
 
+    @pytest.mark.convention("roi_targets.padding")
     def test_padding_is_left_out(self):
         """Without the mistake, only what was found trains the heads."""
         proposals = [Proposals(boxes=boxes([0, 0, 8, 8], [40, 40, 50, 50]), scores=np.ones(2))]

@@ -35,6 +35,7 @@ def ramp(height: int, width: int, channels: int = 3) -> np.ndarray:
     return np.arange(height * width * channels, dtype=np.float64).reshape(height, width, channels) % 251
 
 
+@pytest.mark.convention("input.resize", "input.max_size")
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
@@ -49,6 +50,7 @@ def test_shortest_edge(size, expected):
     assert resized_size(size, torchvision().input) == expected
 
 
+@pytest.mark.convention("input.resize", "input.max_size")
 @pytest.mark.parametrize(
     ("size", "limits", "expected", "window"),
     [
@@ -70,6 +72,7 @@ def test_square(size, limits, expected, window):
     np.testing.assert_array_equal(batch.windows, [window])
 
 
+@pytest.mark.convention("input.resize", "input.pad_divisor", "input.pad_position")
 def test_no_resizing_and_padding_to_the_divisor():
     config = vary(PLAIN, {"pad_divisor": 32})
     assert padded_size([(30, 65), (33, 20)], config) == (64, 96)
@@ -86,6 +89,7 @@ def test_no_resizing_and_padding_to_the_divisor():
         assert not pixels[:, width:].any()
 
 
+@pytest.mark.convention("input.pad_position")
 def test_centered_padding_leaves_the_odd_pixel_to_the_end():
     batch = prepare_images([ramp(29, 31)], vary(PLAIN, {"pad_divisor": 16, "pad_position": "center"}), np.float64)
     np.testing.assert_array_equal(batch.windows, [[0, 1, 31, 30]])
@@ -93,6 +97,7 @@ def test_centered_padding_leaves_the_odd_pixel_to_the_end():
     assert batch.pixels[0, :, 31:].sum() == batch.pixels[0, 30:].sum() == batch.pixels[0, :1].sum() == 0
 
 
+@pytest.mark.convention("input.value_scale", "input.mean", "input.std", "input.pad_before_normalization")
 def test_values_are_scaled_then_normalized_then_padded():
     image = np.zeros((1, 1, 3), np.uint8)
     image[0, 0] = 255, 51, 0
@@ -105,6 +110,7 @@ def test_values_are_scaled_then_normalized_then_padded():
     np.testing.assert_array_equal(black[0, 0, 0], pixels[0, 0, 0])
 
 
+@pytest.mark.convention("input.mean", "input.channel_order")
 def test_mean_and_deviation_belong_to_the_order_that_the_network_sees():
     image = np.full((1, 1, 3), [1.0, 2.0, 3.0])
     config = vary(PLAIN, {"mean": (10.0, 20.0, 30.0)})
@@ -120,6 +126,7 @@ def test_any_number_of_channels(channels):
     np.testing.assert_array_equal(batch.pixels[0], (ramp(4, 6, channels) - 1) / 2)
 
 
+@pytest.mark.convention("input.resampling")
 def test_resizing_interpolates_between_centres_of_pixels():
     image = np.array([0.0, 100.0])[None, :, None].repeat(2, axis=0)  # 2 x 2
     config = vary(PLAIN, {"resize": "shortest_edge", "min_size": 4, "max_size": 4, "channels": 1})
@@ -166,6 +173,7 @@ def test_truth_moves_with_its_image():
     assert (first.classes, second.classes) == ([3], [1])
 
 
+@pytest.mark.convention("input.mask_resampling")
 def test_masks_take_the_nearest_pixel_above():
     config = vary(PLAIN, {"resize": "shortest_edge", "min_size": 5, "max_size": 5, "channels": 1})
     batch = prepare_images([ramp(3, 3, 1)], config)
@@ -224,6 +232,7 @@ def test_keypoints_move_with_the_image_and_come_back():
     np.testing.assert_allclose(restore_keypoints(moved.keypoints, batch, 0), points, rtol=0, atol=1e-5)
 
 
+@pytest.mark.convention("box_extent")
 def test_restored_boxes_of_normalized_extent():
     """The outermost pixels' centres lie on one another: 3 steps between 4 pixels became 12 between 13."""
     config = vary(PLAIN, {"resize": "square", "min_size": 13, "max_size": 16, "pad_position": "center"})
@@ -241,6 +250,7 @@ def test_an_image_of_one_pixel_has_no_normalized_extent():
     np.testing.assert_array_equal(restored, [[0, 0, 4, 1]])
 
 
+@pytest.mark.convention("input.resize")
 @pytest.mark.parametrize(
     ("resize", "changes", "expected"),
     [
@@ -273,6 +283,7 @@ class TestCrop:
     config = vary(PLAIN, {"resize": "crop", "min_size": 4, "max_size": 8, "channels": 1})
     image = ramp(5, 6, 1)
 
+    @pytest.mark.convention("input.resize")
     def test_in_training_a_square_is_cut_out(self):
         offsets = set()
         for seed in range(40):
@@ -305,6 +316,7 @@ class TestCrop:
         np.testing.assert_array_equal(batch.uncropped, batch.windows)
 
 
+@pytest.mark.convention("input.boxes")
 def test_objects_whose_masks_vanish_are_dropped_where_boxes_are_drawn_around_masks():
     masks = np.zeros((2, 8, 8), bool)
     masks[0, 1, 1], masks[1, 2:7, 3:5] = True, True  # row 1 isn't sampled: 8 rows become 4
@@ -319,6 +331,7 @@ def test_objects_whose_masks_vanish_are_dropped_where_boxes_are_drawn_around_mas
     assert kept.masks.any(axis=(1, 2)).tolist() == [False, True]
 
 
+@pytest.mark.convention("input.resampling")
 def test_bytes_are_resampled_without_fractions_before_normalization():
     image = np.array([[[100], [201]]], np.uint8)
     config = vary(
@@ -366,6 +379,16 @@ class TestMatterport:
             },
         )
 
+    @pytest.mark.convention(
+        "input.resize",
+        "input.resampling",
+        "input.pad_divisor",
+        "input.pad_position",
+        "input.pad_before_normalization",
+        "input.value_scale",
+        "input.mean",
+        "input.std",
+    )
     @pytest.mark.parametrize("name", golden["names"].tolist())
     def test_images(self, name):
         """Every byte, and every float64 after normalisation."""
@@ -385,6 +408,7 @@ class TestMatterport:
         meta = meta_of(source, batch, 0, config, image_id=3, active=[True, False, True, True])
         np.testing.assert_array_equal(compose_image_meta(meta), self.golden[f"{name}.meta"])
 
+    @pytest.mark.convention("input.mask_resampling")
     @pytest.mark.parametrize("name", golden["names"].tolist())
     def test_masks(self, name):
         h, w = (int(v) for v in self.golden[f"{name}.in"][:2])
@@ -415,6 +439,7 @@ class TestMatterport:
 class TestMatterportTruth:
     golden = load("load_gt")
 
+    @pytest.mark.convention("input.boxes")
     @pytest.mark.parametrize("name", ["sq", "sq_up", "pad64", "shrink"])
     def test_load_image_gt(self, name):
         golden = {key.removeprefix(f"{name}."): self.golden[key] for key in self.golden if key.startswith(f"{name}.")}
