@@ -150,8 +150,10 @@ def marked_tests(tests: Path) -> dict[str, list[MarkedTest]]:
     """The tests below the folder `tests` under ``@pytest.mark.convention("a.switch", ...)``, by switch.
 
     Raises:
-        DataError: a marker has an argument that isn't a text written out, or none at all.
+        DataError: there is no such folder; a marker has an argument that isn't a text written out, or none at all.
     """
+    if not tests.is_dir():
+        raise DataError(f"{tests}: expected the folder of the tests")
     found: dict[str, list[MarkedTest]] = {}
     for path in sorted(tests.rglob("test_*.py")):
         place = path.relative_to(tests.parent).as_posix()
@@ -286,4 +288,6 @@ def main(readme: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m refnet.conformance.table README.md")
     main(Path(sys.argv[1]))

@@ -68,6 +68,11 @@ def test_markers_are_read_from_the_text(tmp_path: Path, marker: str, found: list
         assert marked_tests(tmp_path / "tests") == {name: [test] for name in found}
 
 
+def test_without_tests_there_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="tests: expected the folder of the tests"):
+        generated(tmp_path)
+
+
 def test_paragraphs_of_docstrings(tmp_path: Path) -> None:
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "stage.py").write_text(
