@@ -109,7 +109,7 @@ def test_training_starts_from_weights_and_takes_the_network_from_them(folder: Pa
 def test_a_classifiers_weights_leave_the_preset_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[RunConfig] = []
     monkeypatch.setattr("refnet.cli._train", lambda config, origin, name: seen.append(config) or 0)
-    named = to_tensors(MaskRCNN(shrink(torchvision()), rng=Zeros()), "torchvision")
+    named = to_tensors(MaskRCNN(shrink(torchvision()), rng=Blank()), "torchvision")
     body = {k.removeprefix("backbone.body."): v for k, v in named.items() if k.startswith("backbone.body.")}
     for name, tensors in {"classifier": body, "detector": named}.items():
         write_tensors(tmp_path / f"{name}.npz", tensors)
