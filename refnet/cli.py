@@ -197,6 +197,8 @@ class Predict(_OnImages):
 
     out: Path = Path("predictions")
     """The folder for the drawings, one PNG file an image, and for detections.json."""
+    min_score: float = 0.5
+    """Only objects of at least this score are drawn; detections.json has all of them."""
 
     def run(self) -> int:
         """Predict."""
@@ -665,8 +667,10 @@ def _predict(command: Predict) -> int:
         results += [{**row, "file_name": str(path)} for row in rows]
         namesakes = sum(path.stem == other.stem for other, _ in images)
         drawing = command.out / (f"{path.stem}.png" if namesakes == 1 else f"{path.stem}-{number}.png")
-        Image.fromarray(draw_detections(image, found, source.class_names, skeleton=source.skeleton)).save(drawing)
-        print(f"{path}: {len(found)} objects, drawn in {drawing}")
+        likely = found.select(found.scores >= command.min_score)
+        picture = draw_detections(image, likely, source.class_names, min_score=0.0, skeleton=source.skeleton)
+        Image.fromarray(picture).save(drawing)
+        print(f"{path}: {len(found)} objects, {len(likely)} with a score of {command.min_score} or more: {drawing}")
     file = command.out / "detections.json"
     file.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     print(f"detections: {file}")
@@ -723,6 +727,7 @@ def _compare(command: CompareTraces) -> int:
         model.astype(np.dtype(ours.metadata.get("dtype", "float32")))
     elif command.weights is not None:
         raise ConfigError(f"compare: --weights: expected a run or a file of weights, found no {weights}")
+    _set_up_process(TrainConfig())
     found = compare(ours, other, config, model=model, tolerance=command.tolerance)
     print(found)
     return 0 if found.departure is None else DEPARTS

@@ -227,7 +227,8 @@ def test_predictions_are_drawn_and_written(run_dir: Path, pictures: Path, tmp_pa
     files = ["rgb.png", "rgba.png", "gray.png", "palette.gif", "rotated.jpg", "sub/gray.jpg", "16bit.png"]
     paths = [str(pictures / name) for name in files]
     out = tmp_path / "out"
-    run("predict", run_dir, *paths, "--out", out, "--detections.score-threshold", 0)
+    done = run("predict", run_dir, *paths, "--out", out, "--detections.score-threshold", 0, "--min-score", 1)
+    assert "objects, 0 with a score of 1.0 or more" in done.stdout
     assert {path.name for path in out.iterdir()} == {
         *(
             "rgb.png",
