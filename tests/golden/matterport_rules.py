@@ -14,7 +14,9 @@ import numpy as np
 
 from refnet.nn import Module
 from refnet.rcnn import ModelConfig
+from refnet.rcnn.matterport import ImageMeta
 from refnet.rcnn.presets import matterport
+from refnet.rcnn.trace import Trace
 from tests.rcnn.small import vary
 
 FOLDER = Path(__file__).parent / "matterport"
@@ -83,6 +85,20 @@ def assert_stored(golden: dict[str, np.ndarray], name: str, values: np.ndarray, 
         allowed[2] *= 2 * max(1.0, *map(abs, golden[f"{name}.chk"][3:5]))  # of squares, their derivative times as much
         deviations = abs(checks(values) - golden[f"{name}.chk"])
         assert (deviations <= allowed + 1e-12 * abs(golden[f"{name}.chk"])).all(), (name, deviations, allowed)
+
+
+def traced_meta(trace: Trace, index: int, shape: tuple[int, ...], active: np.ndarray) -> ImageMeta:
+    """Matterport's meta data of image `index` of a traced pass, whose own shape was `shape`; its number is 0."""
+    height, width, channels = shape
+    x1, y1, x2, y2 = map(int, trace["input.windows"][index])
+    return ImageMeta(
+        image_id=0,
+        original_shape=(height, width, channels),
+        shape=trace["input.pixels"].shape[1:],
+        window=(x1, y1, x2, y2),
+        scale=float(trace["input.scales"][index].max()),
+        active_classes=active,
+    )
 
 
 def checks(values: np.ndarray) -> np.ndarray:

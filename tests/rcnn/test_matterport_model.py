@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 
 import refnet.kernels
+from refnet.autograd import Tensor, no_grad
 from refnet.nn.init import Blank
+from refnet.ops import relu, reshape
 from refnet.rcnn import MaskRCNN
 from refnet.rcnn.boxes import from_yxyx, to_normalized
+from refnet.rcnn.detections import class_scores
+from refnet.rcnn.layers import convolve_regions
+from refnet.rcnn.matterport import compose_image_meta
+from refnet.rcnn.roi_pool import pool_rois
 from refnet.rcnn.trace import Trace
 from tests.golden import matterport_rules
-from tests.golden.matterport_rules import assert_stored
+from tests.golden.matterport_rules import assert_stored, traced_meta
 from tests.rcnn.small import vary
 
 FEATURES, COORDINATES = 1e-4, 1e-5
@@ -38,6 +44,7 @@ class Run:
     def __init__(self, name, model, **changes):
         self.golden = matterport_rules.load(name)
         model.config = vary(matterport_rules.settings(self.golden), changes)
+        self.model = model
         keys, sizes = self.golden["image_keys"], self.golden["image_hw"]
         self.images = [matterport_rules.image(str(key), *size) for key, size in zip(keys, sizes, strict=True)]
         self.trace = Trace()
@@ -59,9 +66,13 @@ def run(request, weights):
 
 
 def test_features(run):
+    np.testing.assert_array_equal([matterport_rules.checks(image) for image in run.images], run.golden["image_chk"])
     assert_stored(run.golden, "molded", run.trace["input.pixels"], atol=2.0**-17)  # half an ulp of 151.1
     windows = from_yxyx(run.trace["input.windows"])
     np.testing.assert_array_equal(windows, run.golden["windows"])
+    for index, row in enumerate(run.golden["meta"]):
+        meta = traced_meta(run.trace, index, run.images[index].shape, np.zeros(4, bool))
+        np.testing.assert_allclose(compose_image_meta(meta), row, rtol=1e-7)  # the scale is float32 here
     anchors = from_yxyx(to_normalized(run.joined("anchors"), run.size))
     assert_stored(run.golden, "anchors", anchors, atol=1e-6)
     for name in ("C2", "C3", "C4", "C5"):
@@ -86,6 +97,15 @@ def test_box_head(run):
     assert_stored(run.golden, "pool7", run.per_image("box_pool"), atol=FEATURES)
     assert_stored(run.golden, "class_logits", run.per_image("box_head.class_logits"), atol=FEATURES)
     assert_stored(run.golden, "bbox", from_yxyx(run.per_image("box_head.deltas")), atol=FEATURES)
+    logits = run.trace["box_head.class_logits"]
+    probabilities = class_scores(Tensor(logits), run.config.box_head).reshape(run.golden["class_probs"].shape)
+    assert_stored(run.golden, "class_probs", probabilities, atol=COORDINATES)
+    head = run.model.box_head
+    with no_grad():
+        shared = convolve_regions(head.convolutions, head.norms, Tensor(run.trace["box_pool"]), training=False)
+        again = head.classes(reshape(shared, (len(logits), -1)))
+    assert_stored(run.golden, "shared_fc", shared.data.reshape(len(run.images), -1, 1024), atol=FEATURES)
+    np.testing.assert_array_equal(again.data, logits)
 
 
 def test_detections(run):
@@ -93,6 +113,7 @@ def test_detections(run):
     start = 0
     for index, stored in enumerate(run.golden["detections"]):
         count = int((stored[:, 4] > 0).sum())
+        assert len(run.trace[f"detections.{index}.boxes"]) == count == run.golden[f"det{index}.count"]
         boxes = from_yxyx(to_normalized(run.trace[f"detections.{index}.boxes"], run.size))
         np.testing.assert_allclose(boxes, stored[:count, :4], rtol=0, atol=COORDINATES)
         np.testing.assert_array_equal(run.trace[f"detections.{index}.classes"], stored[:count, 4])
@@ -105,6 +126,26 @@ def test_detections(run):
         start += count
 
 
+def test_mask_head(run):
+    """There its input is of a fixed number of rows: padding has the features of a box of nothing at the origin."""
+    pyramid = [Tensor(run.trace[f"fpn.{level}"]) for level in LEVELS]
+    head, limit = run.model.mask_head, run.config.detections.limit
+    counts = run.golden["detections"][:, :, 4].astype(bool).sum(axis=1)
+    nothing = np.tile(np.float32([0, 0, 1, 1]), (len(run.images), 1))  # without extent, normalised
+    with no_grad():
+        padding = pool_rois(pyramid, nothing, np.arange(len(run.images)), run.size, run.config.mask_pool).data
+        parts = np.split(run.trace["mask_pool"], np.cumsum(counts)[:-1])
+        rows = [part for pair in zip(parts, padding[:, None].repeat(limit, axis=1), strict=True) for part in pair]
+        pooled = np.concatenate([np.concatenate(rows[i : i + 2])[:limit] for i in range(0, len(rows), 2)])
+        hidden = convolve_regions(head.convolutions, head.norms, Tensor(pooled), training=False)
+        upsampled = relu(head.upsample(hidden))
+        logits = head.logits(upsampled).data
+    for name, values in (("pool14", pooled), ("mask_deconv", upsampled.data), ("mask", 1 / (1 + np.exp(-logits)))):
+        assert_stored(run.golden, name, values.reshape(len(run.images), limit, *values.shape[1:]), atol=FEATURES)
+    real = logits[(np.arange(limit) < counts[:, None]).ravel()]
+    np.testing.assert_allclose(run.trace["mask_head.logits"], real, rtol=0, atol=FEATURES)
+
+
 def test_results(run):
     """In the original image: whole pixels, and masks to the pixel."""
     for index, entry in enumerate(run.results):
@@ -114,6 +155,7 @@ def test_results(run):
         shape = run.golden[f"final{index}.masks_shape"]
         masks = matterport_rules.unpack(run.golden[f"final{index}.masks_bits"], shape)
         np.testing.assert_array_equal(entry.masks, masks.transpose(2, 0, 1))
+        np.testing.assert_array_equal(entry.masks.sum(axis=(1, 2)), run.golden[f"final{index}.masks_sums"])
 
 
 @pytest.mark.convention("rpn.padding")
