@@ -122,8 +122,9 @@ class Inputs:
         """The network's input."""
         sizes = [(image.shape[0], image.shape[1]) for image in self.sequence("images")]
         parts = {name: self[f"input.{name}"] for name in ("pixels", "windows", "scales")}
-        uncropped = self["input.uncropped"] if "input.uncropped" in self else None
-        return ImageBatch(**parts, original_sizes=sizes, uncropped=uncropped)
+        if "input.uncropped" in self:
+            parts["uncropped"] = self["input.uncropped"]
+        return ImageBatch(**parts, original_sizes=sizes)
 
     @property
     def pyramid(self) -> list[Tensor]:
