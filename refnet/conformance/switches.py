@@ -42,6 +42,7 @@ _NOT_TRIED = SIZES | _UNSEEN
 MORE: Mapping[str, tuple[Any, ...]] = {
     "backbone.norm_epsilon": (0.0,),  # torchvision's published COCO_V1 files
     "anchors.center_offset": (0.5,),  # ChainerCV
+    "anchors.step": (2,),  # Matterport with RPN_ANCHOR_STRIDE = 2
     "rpn.min_size": (16.0,),  # py-faster-rcnn
     "roi_targets.negative_iou_low": (0.1,),  # py-faster-rcnn
 }

@@ -28,8 +28,8 @@ def make_anchors(
         stride_y, stride_x = stride, stride
         if config.stride == "floor":
             stride_y, stride_x = image_size[0] // height, image_size[1] // width
-        y = (np.arange(height) + config.center_offset) * stride_y
-        x = (np.arange(width) + config.center_offset) * stride_x
+        y = (np.arange(0, height, config.step) + config.center_offset) * stride_y
+        x = (np.arange(0, width, config.step) + config.center_offset) * stride_x
         centers = np.stack(np.broadcast_arrays(x, y[:, None], x, y[:, None]), axis=-1)  # H W 4
         boxes = centers[:, :, None] + cell_anchors(sizes, config)  # H W A 4
         levels.append(boxes.reshape(-1, 4).astype(dtype))

@@ -181,6 +181,9 @@ class AnchorConfig:
     """Order at one position: all sizes of the first ratio first (T), or all ratios of the first size (D)."""
     stride: Literal["nominal", "floor"] = "nominal"
     """nominal: 4, 8, 16, 32, 64. floor: size of the padded input // size of the feature map (T)."""
+    step: int = 1
+    """Anchors stand at every step-th position of each level, from the first on, and the RPN's first convolution has this
+    stride, padded as TensorFlow does: 1 (T, D; M's default), other values by M's RPN_ANCHOR_STRIDE."""
 
     def __post_init__(self) -> None:
         check_choices("anchors.", self)
@@ -188,6 +191,7 @@ class AnchorConfig:
         check(len({len(s) for s in self.sizes}) == 1, "anchors.sizes must have equally many sizes on every level")
         check(bool(self.sizes[0]), "anchors.sizes must not be empty")
         check(bool(self.ratios), "anchors.ratios must not be empty")
+        _check_positive("anchors.step", self.step)
         _check_positive("anchors.sizes", *(size for level in self.sizes for size in level))
         _check_positive("anchors.ratios", *self.ratios)
 

@@ -42,16 +42,20 @@ def conv_stack(
     width: int,
     count: int,
     *,
+    stride: int = 1,
     bias: bool,
     weight_init: init.Initializer,
     rng: np.random.Generator,
     dtype: Any,
 ) -> list[Conv2d]:
-    """`count` 3x3 convolutions of one width, one behind the other."""
+    """`count` 3x3 convolutions of one width, one behind the other; the first has the stride, all pad as TensorFlow."""
     return [
-        Conv2d(channels, width, 3, padding=1, bias=bias, weight_init=weight_init, rng=rng, dtype=dtype)
-        for channels in [inputs, *[width] * (count - 1)][:count]
-    ]
+        Conv2d(
+            channels, width, 3, stride=step, padding="same",
+            bias=bias, weight_init=weight_init, rng=rng, dtype=dtype,
+        )
+        for channels, step in [(inputs, stride), *[(width, 1)] * (count - 1)][:count]
+    ]  # fmt: skip
 
 
 def convolve_regions(

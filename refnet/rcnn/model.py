@@ -63,7 +63,7 @@ class MaskRCNN(Module):
         width, classes = config.fpn.channels, config.num_classes
         self.backbone = BACKBONES[config.backbone.family](config.input.channels, config.backbone, rng=rng, dtype=dtype)
         self.fpn = FPN(self.backbone.out_channels, config.fpn, config.backbone, rng=rng, dtype=dtype)
-        self.rpn = RPN(width, config.anchors.per_position, config.rpn, rng=rng, dtype=dtype)
+        self.rpn = RPN(width, config.anchors.per_position, config.rpn, step=config.anchors.step, rng=rng, dtype=dtype)
         self.box_head = BoxHead(
             width, config.box_pool.size, classes, config.box_head, config.backbone, rng=rng, dtype=dtype
         )

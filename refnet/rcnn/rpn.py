@@ -15,7 +15,10 @@ from refnet.rcnn.structures import RpnOutput
 
 
 class RPN(Module):
-    """3x3 convolutions (one, as published) and two 1x1 convolutions, shared by all levels."""
+    """3x3 convolutions (one, as published) and two 1x1 convolutions, shared by all levels.
+
+    `step` is :attr:`AnchorConfig.step`: the first convolution strides from one position of anchors to the next.
+    """
 
     def __init__(
         self,
@@ -23,6 +26,7 @@ class RPN(Module):
         anchors_per_position: int,
         config: RpnConfig,
         *,
+        step: int = 1,
         rng: np.random.Generator,
         dtype: Any = np.float32,
     ) -> None:
@@ -33,8 +37,9 @@ class RPN(Module):
             return Conv2d(config.channels, outputs, 1, weight_init=weight_init, rng=rng, dtype=dtype)
 
         self.convolutions = conv_stack(
-            in_channels, config.channels, config.convolutions, bias=True, weight_init=weight_init, rng=rng, dtype=dtype
-        )
+            in_channels, config.channels, config.convolutions,
+            stride=step, bias=True, weight_init=weight_init, rng=rng, dtype=dtype,
+        )  # fmt: skip
         self.objectness = predictor(anchors_per_position * self.logits_per_anchor)
         self.deltas = predictor(anchors_per_position * 4)
 

@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 
+from refnet.autograd import Tensor, no_grad
+from refnet.nn.init import Blank
+from refnet.rcnn import MaskRCNN
 from refnet.rcnn.anchors import cell_anchors, make_anchors
 from refnet.rcnn.boxes import from_yxyx, to_normalized
 from refnet.rcnn.config import AnchorConfig
 from refnet.rcnn.presets import matterport
 from refnet.rcnn.structures import STRIDES
-from tests.golden.matterport_rules import load
+from tests.golden.matterport_rules import checks, load
+from tests.rcnn.small import shrink, vary
 
 ONE_SIZE = ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))
 SHAPES = [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]  # of an image of 32 x 48, with P4 and P5 rounded up
@@ -90,8 +94,8 @@ def test_precision(dtype):
     assert {level.dtype for level in make_anchors(SHAPES, (32, 48), AnchorConfig(), dtype)} == {np.dtype(dtype)}
 
 
-@pytest.mark.convention("anchors.ratio_is", "anchors.rounding", "anchors.order")
-@pytest.mark.parametrize("name", ["a128", "a256", "a128x192", "a1024", "a100x150"])
+@pytest.mark.convention("anchors.ratio_is", "anchors.rounding", "anchors.order", "anchors.step")
+@pytest.mark.parametrize("name", ["a128", "a256", "a128x192", "a1024", "a100x150", "astride2"])
 def test_matterports_anchors(name):
     golden = load("anchors")
     size = tuple(int(v) for v in golden[f"{name}.image_shape"][:2])
@@ -104,7 +108,9 @@ def test_matterports_anchors(name):
         center_offset=preset.center_offset,
         order=preset.order,
         stride=preset.stride,
+        step=int(golden[f"{name}.anchor_stride"]),
     )
+    np.testing.assert_array_equal(golden[f"{name}.strides"], STRIDES)
     shapes = [(int(h), int(w)) for h, w in golden[f"{name}.backbone_shapes"]]
     anchors = np.concatenate(make_anchors(shapes, size, config, np.float64))
     assert len(anchors) == golden[f"{name}.count"]
@@ -116,9 +122,26 @@ def test_matterports_anchors(name):
         if f"{name}.{key}" in golden:
             stored, sample = golden[f"{name}.{key}"], values
         else:
+            np.testing.assert_array_equal(values.shape, golden[f"{name}.{key}.shape"])
             stored, sample = golden[f"{name}.{key}.s"], values.ravel()[:: int(golden[f"{name}.{key}.step"])]
         np.testing.assert_allclose(sample, stored, rtol=2.0**-24, atol=1e-12)
-        total, absolute = golden[f"{name}.{key}.chk"][:2]
-        np.testing.assert_allclose(
-            [values.sum(), np.abs(values).sum()], [total, absolute], rtol=0, atol=1e-6 * absolute
-        )
+        sums, found = golden[f"{name}.{key}.chk"], checks(values)  # of float32, rounded each by half a unit
+        np.testing.assert_allclose(found[:3], sums[:3], rtol=0, atol=2.0**-23 * max(sums[1:3]))
+        np.testing.assert_allclose(found[3:], sums[3:], rtol=0, atol=2.0**-23 * sums[1])
+
+
+def test_matterports_anchors_of_one_level():
+    levels = make_anchors([(3, 4)] * 5, (32, 32), vary(matterport().anchors, {"sizes": ((32.0,),) * 5}), np.float64)
+    np.testing.assert_allclose(from_yxyx(levels[1]), load("anchors")["single.32_r3_3x4_s8"], rtol=0, atol=1e-14)
+
+
+def test_matterports_shapes_of_the_levels():
+    """Of an image of any size: its strides, rounded up."""
+    config = vary(shrink(matterport()), {"backbone.depth": 18, "backbone.width": 1, "fpn.channels": 1})
+    model = MaskRCNN(config, rng=Blank())
+    golden = load("anchors")
+    for (height, width, _), shapes in zip(golden["bshape.in"].tolist(), golden["bshape.out"], strict=True):
+        with no_grad():
+            pixels = Tensor(np.zeros((1, height, width, 3), np.float32))
+            pyramid = model.fpn(model.backbone(pixels, training=False), training=False)
+        np.testing.assert_array_equal([level.shape[1:3] for level in pyramid], shapes)

@@ -192,6 +192,7 @@ SWITCHES = {
     "rounded anchors": {"anchors.rounding": True},
     "sizes before ratios": {"anchors.order": "size_major"},
     "strides of the padded image": {"anchors.stride": "floor"},
+    "anchors at every second position": {"anchors.step": 2},
     "softmax objectness": {"rpn.objectness": "softmax"},
     "deviations of the RPN's deltas": {"rpn.delta_std": (0.1, 0.1, 0.2, 0.2)},
     "no clamp": {"rpn.delta_clamp": None, "box_head.delta_clamp": None},

@@ -10,12 +10,13 @@ from refnet.rcnn.rpn import RPN
 ANCHORS = 3
 
 
-def transparent(objectness: str, **fields) -> RPN:
+def transparent(objectness: str, step: int = 1, **fields) -> RPN:
     """The hidden layer copies its one channel; output channel k is (k + 1) times as much, plus k / 8."""
     rpn = RPN(
         1,
         ANCHORS,
         RpnConfig(channels=1, objectness=objectness, **fields),
+        step=step,
         rng=np.random.default_rng(0),
         dtype=np.float64,
     )
@@ -60,6 +61,18 @@ def test_several_hidden_layers_are_rectified_each():
     features = np.asarray([1.0, 7.0]).reshape(1, 1, 2, 1)
     logits = rpn([Tensor(features)]).objectness_logits[0].data[0, :, 0].reshape(2, ANCHORS)
     np.testing.assert_array_equal(logits[:, 0], [3, 8])  # relu(relu(x - 2) + 3)
+
+
+@pytest.mark.convention("anchors.step")
+@pytest.mark.parametrize(("size", "first"), [((5, 7), 0), ((4, 6), 1), ((1, 1), 0)])
+def test_a_step_is_the_stride_of_the_first_layer(size, first):
+    """The kernel's middle lies on the first position of an odd extent, and on the second of an even one."""
+    features = np.random.default_rng(3).integers(1, 9, (1, *size, 1)).astype(np.float64)
+    for layers in (1, 2):
+        logits = transparent("sigmoid", step=2, convolutions=layers)([Tensor(features)]).objectness_logits[0]
+        np.testing.assert_array_equal(logits.data[0, ::ANCHORS, 0], features[0, first::2, first::2, 0].ravel())
+        whole = transparent("sigmoid", convolutions=layers)([Tensor(features)]).objectness_logits[0]
+        np.testing.assert_array_equal(whole.data[0, ::ANCHORS, 0], features.ravel())
 
 
 @pytest.mark.convention("rpn.initialization")
