@@ -96,12 +96,12 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]], *, theme: Theme = "light")
 def precision_recall_curves(
     metrics: Mapping[str, Any], recall: Sequence[float], *, title: str, theme: Theme = "light"
 ) -> Figure:
-    """Precision against recall at the IoU thresholds 0.50 and 0.75, and averaged over 0.50 to 0.95.
+    """Precision against recall at the thresholds 0.50 and 0.75, and averaged over 0.50 to 0.95.
 
     Args:
         metrics: as ``refnet.evaluate.Metrics.to_json`` returns them.
         recall: the levels of recall that the curves stand at.
-        title: what overlaps: "boxes" or "masks".
+        title: what is compared: "boxes", "masks" or "keypoints", whose likeness is the OKS instead.
     """
     figure = Figure(figsize=(10, 3.4), layout="constrained", facecolor=_THEMES[theme]["ground"])
     names = [entry["name"] for entry in metrics["classes"]]
@@ -117,7 +117,8 @@ def precision_recall_curves(
         if len(present) > 1:
             mean = np.mean(present, axis=0)
             axes.plot(recall, mean, color=_THEMES[theme]["ink"], linewidth=2.2, label="mean of classes")
-        at = "mean of IoU 0.50 to 0.95" if threshold == "mean" else f"IoU {threshold}"
+        likeness = "OKS" if title == "keypoints" else "IoU"
+        at = f"mean of {likeness} 0.50 to 0.95" if threshold == "mean" else f"{likeness} {threshold}"
         _style(axes, theme, title=f"{title}, {at}", x="recall")
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04), ylabel="precision")
         if present:

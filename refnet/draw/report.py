@@ -154,8 +154,9 @@ def _evaluation(results: Mapping[str, Any] | None) -> str:
     kinds = {kind: results[kind] for kind in KINDS if results.get(kind) is not None}
     parts = [
         "<h2>Evaluation</h2>",
-        "<p>COCO's average precision (AP) and average recall (AR) in percent, over the IoU thresholds 0.50 to 0.95 unless "
-        "one is named. Small objects have fewer than 32² pixels, large ones more than 96². A dash: no such object.</p>",
+        "<p>COCO's average precision (AP) and average recall (AR) in percent, over thresholds of 0.50 to 0.95 unless one is "
+        "named: of the IoU of boxes and masks, and of the OKS of keypoints. Small objects have fewer than 32² pixels, "
+        "large ones more than 96². A dash: no such object.</p>",
         *_figure_tables(kinds),
         "<h3>Classes</h3>",
         page.table(

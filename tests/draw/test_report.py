@@ -165,15 +165,16 @@ def test_lines_of_the_loss_curves():
 def test_lines_of_the_precision_recall_curves():
     recall = np.linspace(0, 1, 101).tolist()
 
-    def curves(classes, absent=None):
+    def curves(classes, absent=None, title="boxes"):
         rows = [None if k == absent else [k / classes] * 101 for k in range(classes)]
         content = {"classes": [{"name": f"c{k}"} for k in range(classes)], "precision": {"0.50": rows, "mean": rows}}
-        return precision_recall_curves(content, recall, title="boxes").axes
+        return precision_recall_curves(content, recall, title=title).axes
 
     few = curves(4, absent=1)
     assert [t.get_text() for t in few[0].get_legend().get_texts()] == ["c0", "c2", "c3", "mean of classes"]
     assert few[0].get_lines()[-1].get_ydata()[0] == pytest.approx((0 + 2 / 4 + 3 / 4) / 3)
     assert few[1].get_title(loc="left") == "boxes, mean of IoU 0.50 to 0.95"
+    assert curves(2, title="keypoints")[0].get_title(loc="left") == "keypoints, OKS 0.50"
     many = curves(80)
     assert [t.get_text() for t in many[0].get_legend().get_texts()] == ["mean of classes"]
     assert curves(1, absent=0)[0].get_legend() is None
