@@ -7,7 +7,7 @@ have in Keras, "conv1/kernel"; here are refnet's parameters by those names, inde
 import ast
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,24 @@ class Unshuffled(np.random.Generator):
 
     def choice(self, candidates, count, *, replace):
         return candidates[:count]
+
+
+class LeavingOut(Unshuffled):
+    """Draws by NumPy's old generator, once with each seed, as Matterport does: the candidates to leave out.
+
+    Without seeds left it chooses the first candidates.
+    """
+
+    def __init__(self, seeds: Iterable[int]) -> None:
+        super().__init__()
+        self.seeds = iter(seeds)
+
+    def choice(self, candidates, count, *, replace):
+        seed = next(self.seeds, None)
+        if seed is None:
+            return super().choice(candidates, count, replace=replace)
+        left_out = np.random.RandomState(seed).choice(candidates, len(candidates) - count, replace=False)
+        return np.setdiff1d(candidates, left_out)
 
 
 def shape_masks(specs: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import array_shapes
 
 from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, ShapeError
+from refnet.nn import BatchNorm2d
 from refnet.ops import (
     affine_forward,
     affine_grad_input,
@@ -189,15 +190,18 @@ def test_equals_keras():
         np.testing.assert_allclose(actual, golden[name], rtol=0, atol=61 * 2.0**-24 * abs(golden[name]).max())
 
     close(frozen_batch_norm(x, gamma, beta, mean, variance, epsilon=epsilon).data, "bn.infer")
-    y, batch_mean, batch_variance = batch_norm(x, gamma, beta, epsilon=epsilon)
+    y, _, _ = batch_norm(x, gamma, beta, epsilon=epsilon)
     close(y.data, "bn.train")
     y.backward(matterport_rules.normal("bn/up", y.shape).astype(np.float64))
     close(x.grad, "bn.train_gx")
     close(gamma.grad, "bn.train_gg")
     close(beta.grad, "bn.train_gb")
-    close(0.99 * mean + 0.01 * batch_mean, "bn.moving_mean_after")
-    close(0.99 * variance + 0.01 * batch_variance, "bn.moving_var_after_from_biased")
-    close(0.99 * variance + 0.01 * batch_variance * 60 / 59, "bn.moving_var_after")
+    for rule, ending in (("biased", "_from_biased"), ("unbiased", "_from_unbiased"), ("unbiased", "")):
+        layer = BatchNorm2d(4, epsilon=epsilon, momentum=0.01, variance=rule, dtype=np.float64)
+        layer.running_mean[...], layer.running_variance[...] = mean, variance
+        layer(Tensor(values), training=True)
+        close(layer.running_mean, "bn.moving_mean_after")
+        close(layer.running_variance, f"bn.moving_var_after{ending}")
 
 
 # errors

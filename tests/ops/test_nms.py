@@ -149,6 +149,16 @@ def test_equals_tensorflow(name):
             np.testing.assert_array_equal(kept, golden[f"{name}.t{threshold:.2f}.k{limit}"])
 
 
+@pytest.mark.parametrize("key", ["0.0", "0.3", "0.5", "0.7", "1.0", "int_0.3"])
+def test_equals_matterports(key):
+    """Matterport's own, in NumPy, which puts the higher index first of equal scores: there are none here."""
+    golden = matterport_rules.load("boxes")
+    name, threshold = ("nms.int_boxes", key[4:]) if key.startswith("int_") else ("nms.boxes", key)
+    boxes, scores = golden[name].astype(np.float64), golden["nms.scores"]
+    kept = nms(boxes, scores, iou_threshold=float(threshold))
+    np.testing.assert_array_equal(kept, golden[f"nms.{key}"])
+
+
 # properties
 
 

@@ -17,7 +17,7 @@ from refnet.rcnn.losses import (
 from refnet.rcnn.presets import matterport
 from refnet.rcnn.structures import AnchorTargets, BoxOutput, Rois, RpnOutput
 from refnet.testing import check_gradients
-from tests.golden.matterport_rules import load, normal, uniform
+from tests.golden.matterport_rules import checks, load, normal, uniform
 from tests.rcnn.small import vary
 
 HEAD, MASKS = BoxHeadConfig(), MaskHeadConfig()
@@ -336,6 +336,8 @@ class TestMatterport:
         x = Tensor(self.golden["smooth_l1.x"], requires_grad=True)
         y = smooth_l1(x, np.zeros_like(x.data), beta=self.config.box_beta, reduction="none")
         np.testing.assert_allclose(y.data, self.golden["smooth_l1.y"], rtol=self.ULP)
+        y.backward(np.ones_like(y.data))
+        np.testing.assert_array_equal(x.grad, self.golden["smooth_l1.grad"])
 
     def targets(self, name):
         classes = self.golden["target_class_ids"].reshape(-1).astype(np.int64)
@@ -399,6 +401,8 @@ class TestMatterport:
         found = masks.grad.ravel()[:: int(self.golden[f"mrcnn_mask.{name}.grad.step"])]
         # where p is near 0 or 1, a rounding of p is one of 1 / p
         np.testing.assert_allclose(found, stored, rtol=64 * self.ULP, atol=16 * self.ULP * np.abs(stored).max())
+        sums = self.golden[f"mrcnn_mask.{name}.grad{ending}.chk"]
+        np.testing.assert_allclose(checks(masks.grad), sums, rtol=0, atol=64 * self.ULP * sums[1])
 
     @pytest.mark.convention("losses.mask_cross_entropy")
     @pytest.mark.parametrize("rule", ["logits", "keras", "tf_keras"])

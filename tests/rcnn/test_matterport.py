@@ -94,6 +94,12 @@ class TestBoxes:
         halves = denormalize_boxes(from_yxyx(self.golden["denorm_half_in"]), (2, 2))
         np.testing.assert_array_equal(halves, from_yxyx(self.golden["denorm_half_out"]))
 
+    def test_rounding_is_tensorflows(self):
+        values = load("same_padding")
+        corners = np.tile(values["round.in"][:, None], 4)
+        found = denormalize_boxes(corners, (2, 2))[:, :2]  # x1 and y1, which aren't shifted
+        np.testing.assert_array_equal(found, np.tile(values["round.out"][:, None], 2))
+
     def test_padding_is_trimmed(self):
         trimmed = trim_zeros(from_yxyx(self.golden["trim_zeros_in"]))
         np.testing.assert_array_equal(trimmed, from_yxyx(self.golden["trim_zeros_out"]))

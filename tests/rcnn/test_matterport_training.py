@@ -29,7 +29,7 @@ from refnet.rcnn.trace import LEVELS, NO_TRACE, Trace
 from refnet.train.config import TrainConfig
 from refnet.train.loop import apply_gradients, make_optimizer, undecayed_names
 from tests.golden import matterport_rules
-from tests.golden.matterport_rules import assert_stored, keras_name, to_keras, traced_meta
+from tests.golden.matterport_rules import LeavingOut, assert_stored, keras_name, to_keras, traced_meta
 from tests.rcnn.small import vary
 
 LOSSES = ("rpn_class", "rpn_box", "class_", "box", "mask")
@@ -37,21 +37,6 @@ TRAIN = TrainConfig(
     lr=1e-4, momentum=0.9, nesterov=False, weight_decay=1e-4, decay_vectors=True, no_decay=r".*norms?\..*",
     decay_norm="mean", decay_clipped=True, clip_norm=5.0,
 )  # fmt: skip
-
-
-class Draws(matterport_rules.Unshuffled):
-    """For the anchors of each image what Matterport's legacy generator drew, which names those to leave out."""
-
-    def __init__(self, images: int) -> None:
-        super().__init__()
-        self.seeds = iter(range(100, 100 + images))
-
-    def choice(self, candidates, count, *, replace):
-        seed = next(self.seeds, None)
-        if seed is None:  # regions: not shuffled
-            return super().choice(candidates, count, replace=replace)
-        left_out = np.random.RandomState(seed).choice(candidates, len(candidates) - count, replace=False)
-        return np.setdiff1d(candidates, left_out)
 
 
 class Case:
@@ -82,7 +67,11 @@ class Case:
 
     def losses(self, trace: Trace = NO_TRACE) -> Losses:
         return self.model.losses(
-            self.images, self.truth, rng=Draws(len(self.images)), proposals=self.given, trace=trace
+            self.images,
+            self.truth,
+            rng=LeavingOut(range(100, 100 + len(self.images))),
+            proposals=self.given,
+            trace=trace,
         )
 
     def history(self, losses: Losses, decay: float) -> list[float]:

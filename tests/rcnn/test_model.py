@@ -427,12 +427,13 @@ class TestRestore:
     golden = load("detection_layer")
 
     @pytest.mark.convention("detections.round_boxes", "detections.paste")
-    @pytest.mark.parametrize("name", ["window", "nonsquare"])
+    @pytest.mark.parametrize("name", ["window", "nonsquare", "none"])
     def test_golden(self, name):
         """Matterport's unmold_detections, which takes boxes of the network's input in normalised coordinates."""
         meta = parse_image_meta(self.golden[f"{name}.meta"][0])
-        height, width, count = self.golden[f"unmold.{name}.masks_shape"].tolist()
-        rows = self.golden[f"{name}.out"][0, : int(self.golden[f"{name}.count"][0])].astype(np.float64)
+        height, width, _ = self.golden[f"unmold.{name}.orig"].tolist()
+        count = int(self.golden[f"{name}.count"][0])
+        rows = self.golden[f"{name}.out"][0, :count].astype(np.float64)
         found = Detections(
             boxes=from_normalized(from_yxyx(rows[:, :4]), meta.shape[:2]),
             classes=rows[:, 4].astype(np.int64),
@@ -449,8 +450,9 @@ class TestRestore:
         np.testing.assert_array_equal(restored.boxes, from_yxyx(self.golden[f"unmold.{name}.rois"]))
         np.testing.assert_array_equal(restored.classes, self.golden[f"unmold.{name}.class_ids"])
         np.testing.assert_array_equal(restored.scores, self.golden[f"unmold.{name}.scores"])
-        stored = unpack(self.golden[f"unmold.{name}.masks_bits"], (height, width, count))
+        stored = unpack(self.golden[f"unmold.{name}.masks_bits"], self.golden[f"unmold.{name}.masks_shape"])
         np.testing.assert_array_equal(restored.masks, stored.transpose(2, 0, 1))
+        np.testing.assert_array_equal(restored.masks.sum(axis=(1, 2)), self.golden[f"unmold.{name}.masks_sums"])
 
     @pytest.mark.convention("detections.round_boxes")
     def test_boxes_without_area_are_dropped_after_rounding(self):

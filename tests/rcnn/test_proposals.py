@@ -46,6 +46,11 @@ def test_best_first_and_each_with_its_probability():
     np.testing.assert_allclose(found.scores, 1 / (1 + np.exp([-3.0, -2.0, 0.0, 1.0])), rtol=1e-15)
 
 
+def test_of_equal_scores_the_first_comes_first_as_in_tensorflow():
+    golden = load("same_padding")
+    np.testing.assert_array_equal(best_first(golden["topk.in"], 7), golden["topk.idx"])
+
+
 @pytest.mark.convention("rpn.scope", "rpn.pre_nms_test")
 @pytest.mark.parametrize(
     ("scope", "expected"),

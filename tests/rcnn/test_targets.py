@@ -21,7 +21,7 @@ from refnet.rcnn.targets import (
     sample_labels,
     sample_rois,
 )
-from tests.golden.matterport_rules import Unshuffled, load, shape_masks, unpack
+from tests.golden.matterport_rules import LeavingOut, Unshuffled, load, shape_masks, unpack
 from tests.rcnn.small import blank_images, truth, vary
 
 ONES = (1.0, 1.0, 1.0, 1.0)
@@ -416,6 +416,22 @@ class TestMatterport:
         np.testing.assert_array_equal(targets.labels[0], np.choose(stored + 1, [0, -1, 1]))
         deltas = targets.deltas[0, targets.labels[0] == 1]
         np.testing.assert_allclose(from_yxyx(deltas), golden[f"{name}.bbox_pos"], rtol=0, atol=1e-12)
+
+    @pytest.mark.convention("anchor_targets.batch_size")
+    def test_sampled_rpn_targets(self):
+        """24 of the anchors for the objects of the plain case; which background stays is drawn."""
+        golden = load("rpn_targets")
+        entry = truth(from_yxyx(golden["plain.boxes"]), golden["plain.class_ids"])
+        preset = matterport(faithful=True)
+        config = vary(preset.anchor_targets, {"batch_size": 24})
+        targets = assign_anchors(
+            self.anchors(), [entry], blank_images(128, 128), config, preset.rpn.delta_std, LeavingOut([1234])
+        )
+        stored = golden["sampled24_seed1234.match"]
+        np.testing.assert_array_equal(targets.labels[0], np.choose(stored + 1, [0, -1, 1]))
+        deltas = from_yxyx(targets.deltas[0, targets.labels[0] == 1])
+        np.testing.assert_allclose(deltas, golden["sampled24_seed1234.bbox"][: len(deltas)], rtol=0, atol=1e-12)
+        assert not golden["sampled24_seed1234.bbox"][len(deltas) :].any()
 
     @pytest.mark.convention(
         "roi_targets.crowd",
