@@ -417,7 +417,6 @@ class TestMatterport:
         deltas = targets.deltas[0, targets.labels[0] == 1]
         np.testing.assert_allclose(from_yxyx(deltas), golden[f"{name}.bbox_pos"], rtol=0, atol=1e-12)
 
-    @pytest.mark.convention("anchor_targets.batch_size")
     def test_sampled_rpn_targets(self):
         """24 of the anchors for the objects of the plain case; which background stays is drawn."""
         golden = load("rpn_targets")
