@@ -421,8 +421,13 @@ class TestMatterport:
         np.testing.assert_allclose(lose(-40.0), expected, rtol=1e-7)
 
     def test_mask_without_objects(self):
-        logits = Tensor(np.zeros((0, 3, 3, 4)), requires_grad=True)
         for rule in ("logits", "keras", "tf_keras"):
             config = vary(self.config, {"mask_cross_entropy": rule})
-            loss = mask_loss(logits, rois([0, 0]), np.zeros((0, 3, 3)), config, self.head, self.masks)
+            logits = Tensor(np.ones((60, 28, 28, 4)), requires_grad=True)
+            none = logits[np.zeros(0, np.int64)]
+            loss = mask_loss(none, rois([0, 0]), np.zeros((0, 28, 28)), config, self.head, self.masks)
             assert loss.item() == self.golden["mrcnn_mask.nopos.loss"]
+            loss.backward()
+            found = logits.grad.ravel()[:: int(self.golden["mrcnn_mask.nopos.grad.step"])]
+            np.testing.assert_array_equal(found, self.golden["mrcnn_mask.nopos.grad.s"])
+            np.testing.assert_array_equal(checks(logits.grad), self.golden["mrcnn_mask.nopos.grad.chk"])

@@ -103,6 +103,8 @@ class TestMiniMasks:
         expanded = expand_masks(small, self.boxes, (96, 120))
         stored = unpack(self.golden[f"expand_{name}"], (96, 120, len(small)))
         np.testing.assert_array_equal(expanded, stored.transpose(2, 0, 1))
+        for masks, kind in ((small, "mini"), (expanded, "expand")):
+            np.testing.assert_array_equal(masks.sum(axis=(1, 2)), self.golden[f"{kind}_{name}_sums"])
 
     def test_boxes_are_rounded_and_cut_off(self):
         mask = np.ones((1, 4, 4), bool)
@@ -131,6 +133,7 @@ class TestPastedMasks:
         np.testing.assert_array_equal(
             pasted, unpack(self.golden[f"unmold_{name}_bits"], (96, 120, len(masks))).transpose(2, 0, 1)
         )
+        np.testing.assert_array_equal(pasted.sum(axis=(1, 2)), self.golden[f"unmold_{name}_sums"])
         for index in range(3):  # and the probabilities before the threshold, in every bit
             x1, y1, x2, y2 = self.boxes[index].tolist()
             values = resize_bounded(masks[index], (y2 - y1, x2 - x1))

@@ -164,6 +164,7 @@ class TestRandomRoiTargets:
         assert not self.golden["bdt.bbox"].any()
         assert not targets.deltas.any()
         assert len(targets.foreground) == len(targets.masks) == 0
+        assert not self.golden["bdt.masks.chk"].any()
 
     def entry(self):
         masks = shape_masks(np.array([[ord("r"), 5, 5, 4, 4], [ord("r"), 20, 20, 3, 3]]), (32, 32))

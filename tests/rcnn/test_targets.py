@@ -481,6 +481,9 @@ class TestMatterport:
             np.testing.assert_allclose(deltas, stored, rtol=0, atol=4 * 2.0**-24 / (0.1 * smallest))
             np.testing.assert_array_equal(rois.masks[start : start + positive], masks[index, :positive])
             assert not masks[index, positive:].any()
+            sums = golden[f"{name}.mask_sums"][index]
+            np.testing.assert_array_equal(rois.masks[start : start + positive].sum(axis=(1, 2)), sums[:positive])
+            assert not sums[positive:].any()
             start += positive
 
     def entry(self, golden, name, index) -> GroundTruth:
