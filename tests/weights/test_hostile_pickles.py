@@ -80,7 +80,7 @@ RUN: dict[str, Callable[[str], bytes]] = {
         b"\x80\x04" + short("os") + short("system") + b"\x93" + text(f"mkdir {path}") + b"\x85R."
     ),
     "a name with dots by STACK_GLOBAL": lambda path: (
-        b"\x80\x04" + short("pathlib") + short("os.mkdir") + b"\x93" + text(path) + b"\x85R."
+        b"\x80\x04" + short("shutil") + short("os.mkdir") + b"\x93" + text(path) + b"\x85R."
     ),
     "os.system by INST": lambda path: HEAD + b"(" + text(f"mkdir {path}") + b"ios\nsystem\n.",
     "os.mkdir by OBJ": lambda path: HEAD + b"(" + named("os", "mkdir") + text(path) + b"o.",
