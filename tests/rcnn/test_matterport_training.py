@@ -226,7 +226,7 @@ def test_gradients(first):
         np.testing.assert_allclose(grad.ravel()[positions], stored, rtol=0, atol=2e-3 * typical, err_msg=name)
         np.testing.assert_allclose(np.linalg.norm(grad), norm, rtol=NOISE, err_msg=name)
         deviations = abs(matterport_rules.checks(grad) - sums)[:3]
-        assert (deviations <= 2e-4 * sums[[1, 1, 2]]).all(), name
+        assert (deviations <= NOISE * sums[[1, 1, 2]] * (1, 1, 2)).all(), name  # a square departs twice as much
         total += float(np.square(grad).sum())
     np.testing.assert_allclose(np.sqrt(total), case.golden["grad_norm"], rtol=1e-5)
 
