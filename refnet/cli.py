@@ -685,7 +685,9 @@ def _trace(command: TraceImages) -> int:
     images, truth = [image for _, image in given], None
     if command.annotations is not None:
         channels = command.model.input.channels
-        samples = [_annotated(path, command.annotations, source, channels) for path, _ in given]
+        folders = {path.parent for path, _ in given}
+        datasets = {folder: CocoDataset(folder, command.annotations, channels=channels) for folder in folders}
+        samples = [_annotated(path, datasets[path.parent], source) for path, _ in given]
         images, truth = [sample.image for sample in samples], [sample.truth for sample in samples]
     _set_up_process(source.train)
     model = _loaded(source, command.model)
@@ -697,9 +699,8 @@ def _trace(command: TraceImages) -> int:
     return 0
 
 
-def _annotated(path: Path, annotations: Path, source: Source, channels: int) -> Sample:
+def _annotated(path: Path, dataset: CocoDataset, source: Source) -> Sample:
     """The image at `path` with its objects, their classes numbered as the network numbers them."""
-    dataset = CocoDataset(path.parent, annotations, channels=channels)
     sample = dataset[dataset.position(path.name)]
     if not source.named and len(dataset.class_names) == len(source.class_names):
         return sample
@@ -707,7 +708,7 @@ def _annotated(path: Path, annotations: Path, source: Source, channels: int) -> 
     categories = [dataset.category_ids[k - 1] for k in sample.truth.classes.tolist()]
     strangers = set(categories) - set(numbers)
     if strangers:
-        raise DataError(f"trace: {annotations}: the network has no classes for the categories {sorted(strangers)}")
+        raise DataError(f"trace: {path}: the network has no classes for the categories {sorted(strangers)}")
     classes = np.array([numbers[category] for category in categories], np.int64)
     return replace(sample, truth=replace(sample.truth, classes=classes))
 

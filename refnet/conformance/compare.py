@@ -198,7 +198,6 @@ class _Search:
         found: list[str] = []
         if self.stage is not None:
             try:
-                self._run(self.config)
                 found = self._switches(self.stage)
             except NotRecorded as error:
                 self.note = str(error)
