@@ -47,3 +47,15 @@ class CheckpointError(RefnetError, RuntimeError):
 
 class WeightsError(RefnetError, ValueError):
     """A file of weights is missing, damaged, of an unknown format, or holds what no file of weights should hold."""
+
+
+class LaunchError(RefnetError, TypeError):
+    """A CUDA kernel is launched with arguments, or a grid, that it isn't made for; nothing ran."""
+
+
+class KernelFault(RefnetError, RuntimeError):
+    """A CUDA kernel did what it must not: the emulator says what, where in the source, and in which thread."""
+
+
+class CompilerError(RefnetError, RuntimeError):
+    """A CUDA source doesn't compile, or there is no compiler."""

@@ -1,0 +1,72 @@
+// What all kernels share. Everything that isn't plain CUDA C++ (PTX, dynamic shared memory) is wrapped here, once,
+// with a body for the device and one for the emulator, so that no kernel holds assembly.
+#pragma once
+
+typedef unsigned long long u64;
+typedef long long i64;
+typedef unsigned int u32;
+
+#ifndef REFNET_EMULATED
+#define REFNET_DYNAMIC_SHARED(T, name)                                  \
+  extern __shared__ __align__(1024) unsigned char refnet_dynamic_shared[]; \
+  T* name = reinterpret_cast<T*>(refnet_dynamic_shared)
+#endif
+
+namespace refnet {
+
+// The nearest TF32 number, ties away from zero, as bits (cvt.rna.tf32.f32).
+__device__ __forceinline__ u32 to_tf32(float x) {
+#ifdef REFNET_EMULATED
+  u32 bits = __float_as_uint(x);
+  return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & ~0x1fffu;
+#else
+  u32 bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+#endif
+}
+
+// d (16x8) += a (16x8, row major) b (8x8, column major): TF32 operands, float32 sums, PTX's fragment layout.
+__device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+#ifdef REFNET_EMULATED
+  struct { u32 a[4], b[2]; } own = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  char* all = (char*)emu_exchange(~0u, &own, sizeof own, 0);
+  emu_mma_tf32(d, all);
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// Copy 16 bytes from global to shared memory, or write zeros if `present` is false; done after copy_wait.
+__device__ __forceinline__ void copy_async16(void* shared, const void* global, bool present) {
+#ifdef REFNET_EMULATED
+  emu_cp_async(shared, global, 16, present ? 16 : 0);
+#else
+  u32 address = (u32)__cvta_generic_to_shared(shared);
+  int bytes = present ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(bytes));
+#endif
+}
+
+__device__ __forceinline__ void copy_commit() {
+#ifdef REFNET_EMULATED
+  emu_cp_commit();
+#else
+  asm volatile("cp.async.commit_group;");
+#endif
+}
+
+// Wait until at most `pending` of this thread's groups of copies are still under way.
+template <int pending>
+__device__ __forceinline__ void copy_wait() {
+#ifdef REFNET_EMULATED
+  emu_cp_wait(pending);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+#endif
+}
+
+}  // namespace refnet

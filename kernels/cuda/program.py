@@ -1,0 +1,155 @@
+"""A .cu file and the instantiations of its kernels: what is compiled, and how one is launched.
+
+The same text runs in two places. CuPy's arrays run what NVRTC compiled for their device; NumPy's arrays, and those of
+the emulator's stand-in for CuPy, run what g++ compiled for the emulator (:mod:`refnet.kernels.emulator`). A launcher
+doesn't see the difference::
+
+    NMS = Program("nms.cu", ["nms_mask", "nms_scan"], contraction=False)
+    NMS.launch(xp, "nms_mask", (columns, rows), (64,), (np.int32(n), boxes, np.float32(threshold), mask), outputs=(3,))
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refnet.arrays import is_array, namespace
+from refnet.errors import LaunchError
+
+Launch = Callable[..., None]
+FOLDER = Path(str(files("refnet.kernels.cuda")))
+_folder: ContextVar[Path] = ContextVar("folder", default=FOLDER)
+
+
+@contextmanager
+def sources_in(folder: Path) -> Iterator[None]:
+    """Within the block, take programs' sources from `folder`: a changed copy of ours, to see that a change is noticed."""
+    token = _folder.set(folder.resolve())
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+def headers_beside(source: Path) -> tuple[Path, ...]:
+    """The headers in the folder of `source`, any of which it may include."""
+    return tuple(sorted(source.parent.glob("*.cuh")))
+
+
+@dataclass(frozen=True, slots=True)
+class Instantiation:
+    """One kernel: what C++ calls it, and the oldest architecture that it compiles for.
+
+    Attributes:
+        name: the name expression, ``"max_pool_forward<float>"``.
+        least: compute capability times ten, 75 for sm_75.
+        only: compute capabilities that alone have its instructions (90 for wgmma, compiled for sm_90a); empty: all.
+    """
+
+    name: str
+    least: int = 75
+    only: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Program:
+    """A .cu file.
+
+    Attributes:
+        source: the file's name, in this folder (or the one that :func:`sources_in` names), or an absolute path.
+        instantiations: every kernel that a launcher may ask for.
+        contraction: whether the compiler may fuse a product and a sum into one rounding. Where decisions must equal
+            NumPy's bit for bit (NMS, ROI coordinates) it may not.
+    """
+
+    source: str
+    instantiations: tuple[Instantiation, ...]
+    contraction: bool
+
+    def __init__(
+        self, source: str | Path, instantiations: Sequence[str | Instantiation], *, contraction: bool = True
+    ) -> None:
+        named = (Instantiation(entry) if isinstance(entry, str) else entry for entry in instantiations)
+        object.__setattr__(self, "source", str(source))
+        object.__setattr__(self, "instantiations", tuple(named))
+        object.__setattr__(self, "contraction", contraction)
+
+    @property
+    def path(self) -> Path:
+        """The file itself."""
+        return _folder.get() / self.source
+
+    def launch(
+        self,
+        xp: Any,
+        name: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: Sequence[Any],
+        *,
+        shared: int = 0,
+        outputs: Sequence[int] = (),
+    ) -> None:
+        """Run one kernel on the current stream.
+
+        Args:
+            xp: the namespace of the arrays (:func:`refnet.arrays.namespace`).
+            name: of one of the instantiations.
+            grid, block: blocks, and threads of a block, along x, y and z. An empty grid runs nothing.
+            arguments: arrays in C order, NumPy's typed scalars, ctypes structures (passed by value).
+            shared: bytes of dynamic shared memory.
+            outputs: positions of the arrays that are written only, and in every element; the emulator checks both.
+
+        Raises:
+            LaunchError: an argument isn't contiguous, or is a Python number, or the name isn't one of the program's.
+        """
+        if all(entry.name != name for entry in self.instantiations):
+            known = ", ".join(entry.name for entry in self.instantiations)
+            raise LaunchError(f"{self.path.name}: expected one of the instantiations {known}; got {name!r}")
+        if min(grid) < 1:  # CuPy would round an extent of 0 up to 1
+            return
+        for index, value in enumerate(arguments):
+            check_argument(f"{self.path.name}: {name}: argument {index}", value)
+        _load(xp)(self, name)(grid, block, tuple(arguments), shared=shared, outputs=tuple(outputs))
+
+
+def check_argument(what: str, value: Any) -> None:
+    """Check what a kernel receives: its parameters are read as bytes, whatever they were meant to be.
+
+    Raises:
+        LaunchError: it is an array that isn't contiguous (CuPy would pass it as if it were), or a Python number.
+    """
+    if is_array(value):
+        if not value.flags.c_contiguous:
+            raise LaunchError(f"{what}: expected an array in C order, got strides {value.strides} for {value.shape}")
+    elif not isinstance(value, np.generic | ctypes.Structure):
+        raise LaunchError(f"{what}: expected an array, a typed scalar or a structure, got {type(value).__name__}")
+
+
+def _load(xp: Any) -> Callable[[Program, str], Launch]:
+    """What makes a kernel callable for arrays of `xp`."""
+    if xp.__name__ == "cupy":
+        from refnet.kernels.cuda.cupy_module import load
+
+        return load
+    from refnet.kernels.emulator.module import load as emulate
+
+    return emulate
+
+
+def blocks(count: int, size: int) -> int:
+    """How many blocks of `size` cover `count`."""
+    return -(-count // size)
+
+
+def ready(array: Any, dtype: Any = None) -> Any:
+    """`array` in C order, of `dtype` if one is given; itself if it is so already."""
+    return namespace(array).ascontiguousarray(array, dtype=dtype)
