@@ -97,6 +97,7 @@ class Program:
         *,
         shared: int = 0,
         outputs: Sequence[int] = (),
+        also: Sequence[Any] = (),
     ) -> None:
         """Run one kernel on the current stream.
 
@@ -107,6 +108,8 @@ class Program:
             arguments: arrays in C order, NumPy's typed scalars, ctypes structures (passed by value).
             shared: bytes of dynamic shared memory.
             outputs: positions of the arrays that are written only, and in every element; the emulator checks both.
+            also: further arrays that the kernel reaches through pointers within structures or arrays; the emulator
+                must know them to tell them from memory that isn't the kernel's.
 
         Raises:
             LaunchError: an argument isn't contiguous, or is a Python number, or the name isn't one of the program's.
@@ -118,7 +121,8 @@ class Program:
             return
         for index, value in enumerate(arguments):
             check_argument(f"{self.path.name}: {name}: argument {index}", value)
-        _load(xp)(self, name)(grid, block, tuple(arguments), shared=shared, outputs=tuple(outputs))
+        run = _load(xp)(self, name)
+        run(grid, block, tuple(arguments), shared=shared, outputs=tuple(outputs), also=tuple(also))
 
 
 def check_argument(what: str, value: Any) -> None:

@@ -25,7 +25,7 @@ from refnet.kernels.cuda.program import Launch, Program, headers_beside
 
 Mode = Literal["fast", "check", "metrics"]
 RUNTIME = Path(str(files("refnet.kernels.emulator"))) / "runtime"
-SOURCES = (RUNTIME / "runtime.cpp", RUNTIME / "checker.cpp")
+SOURCES = (RUNTIME / "runtime.cpp", RUNTIME / "checker.cpp", RUNTIME / "tensor_core.cpp")
 HEADERS = (RUNTIME / "cuda_shim.h", RUNTIME / "internal.h")
 COMMON = ("-std=c++17", "-fPIC", "-w", "-pthread", f"-I{RUNTIME}")
 CHECKS = (
@@ -156,6 +156,7 @@ class _Kernel:
         *,
         shared: int,
         outputs: Sequence[int],
+        also: Sequence[Any],
     ) -> None:
         if len(arguments) != len(self.signature):
             raise LaunchError(f"{self.name}: expected {len(self.signature)} arguments, got {len(arguments)}")
@@ -173,6 +174,10 @@ class _Kernel:
                     kind[0] == "c",
                 )  # fmt: skip
                 buffers.append(index)
+        for index, value in enumerate(also):
+            value = getattr(value, "_host", value)
+            if self.checked:
+                runtime.emu_buf(value.ctypes.data, value.nbytes, f"also {index}".encode(), 2, 1, 0)
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.cast(ctypes.byref(v), ctypes.c_void_p) for v in values))
         check = {"fast": 0, "check": 1, "metrics": 2}[settings.mode]
         runtime.emu_set(settings.workers, settings.seed, 1, check, 1 << 16)

@@ -42,6 +42,9 @@ void emu_atomic(void* p, unsigned n, void* pc);       // tells the checker
 void emu_cp_async(void* dst, const void* src, unsigned n, unsigned src_n);
 void emu_cp_commit(); void emu_cp_wait(unsigned keep);
 void emu_mma_tf32(float* d, const char* s);           // m16n8k8, PTX fragment layout, operands truncated to tf32
+void emu_mma_m16n8k8_tf32(float* d, const unsigned* a, const unsigned* b);   // layouts: tensor_core.cpp
+void emu_mma_m16n8k16_bf16(float* d, const unsigned* a, const unsigned* b);
+void emu_ldmatrix(unsigned* out, const void* row, int matrices, bool transposed);
 void emu_trap(const char* why);
 int emu_launch(void (*thunk)(void*), void* data, const unsigned* grid, const unsigned* block, size_t smem, void* (*tls)());
 }
@@ -129,7 +132,7 @@ template <class T> void emu_sig1(char*& s) {
   using U = std::remove_cv_t<std::remove_pointer_t<T>>;
   if (std::is_pointer_v<T>) { *s++ = std::is_const_v<std::remove_pointer_t<T>> ? 'c' : 'p'; }
   *s++ = std::is_same_v<U, bool> ? 'b' : std::is_floating_point_v<U> ? 'f' : std::is_unsigned_v<U> ? 'u' : std::is_integral_v<U> ? 'i' : 'V';
-  unsigned n = sizeof(U); if (n >= 10) *s++ = '0' + n / 10; *s++ = '0' + n % 10; *s++ = ' ';
+  unsigned n = sizeof(U), d = 1; while (d * 10 <= n) d *= 10; for (; d; d /= 10) *s++ = '0' + n / d % 10; *s++ = ' ';
 }
 template <class... A> struct emu_call {
   void (*f)(A...); void** a;
