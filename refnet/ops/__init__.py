@@ -27,7 +27,7 @@ from refnet.ops.cross_entropy import cross_entropy
 from refnet.ops.dropout import dropout
 from refnet.ops.elementwise import absolute, clip, exp, log, maximum, minimum, power, sqrt
 from refnet.ops.linear import linear, matmul
-from refnet.ops.nms import batched_nms, nms
+from refnet.ops.nms import batched_nms, batched_nms_padded, nms
 from refnet.ops.pooling import avg_pool2d, max_pool2d, max_pool2d_forward, max_pool2d_grad
 from refnet.ops.reductions import max, mean, sum
 from refnet.ops.resize import resize_bicubic, resize_bilinear, resize_nearest, upsample_nearest
@@ -46,6 +46,7 @@ __all__ = [
     "batch_norm_forward",
     "batch_norm_grad",
     "batched_nms",
+    "batched_nms_padded",
     "binary_cross_entropy_with_logits",
     "clip",
     "concatenate",

@@ -84,6 +84,47 @@ def batched_nms(
     return np.array(kept, dtype=np.int64)
 
 
+@kernel_op
+def batched_nms_padded(
+    boxes: Array,
+    scores: Array,
+    groups: Array,
+    valid: Array,
+    *,
+    iou_threshold: float,
+    limit: int,
+) -> tuple[Int[Array, "*N K"], Int[Array, "*N"]]:
+    """:func:`batched_nms` among the valid rows of each image, in arrays whose shapes don't depend on the values.
+
+    A device so needn't tell the host how many boxes are kept, or have it wait.
+
+    Args:
+        boxes: (*N, B, 4), (x1, y1, x2, y2): of one image, or of images that are padded to one size.
+        scores: (*N, B); those of rows that aren't valid may be anything.
+        groups: (*N, B), any integers.
+        valid: (*N, B), which rows there are.
+        iou_threshold: as for nms.
+        limit: K, stop when so many are kept.
+
+    Returns:
+        The rows that are kept, (*N, K), best first and -1 behind them, and how many there are, (*N,): int64.
+
+    Raises:
+        ShapeError, DTypeError, ArgumentError: as for batched_nms; valid must be (*N, B), of booleans. A kernel that
+            doesn't wait for the device leaves a valid row whose score is NaN out, in the place of an error.
+    """
+    check_nms_arrays("batched_nms_padded", boxes, scores, groups, valid, iou_threshold=iou_threshold, limit=limit)
+    images = boxes.shape[:-2]
+    kept = np.full((*images, limit), -1, dtype=np.int64)
+    count = np.zeros(images, dtype=np.int64)
+    for n in np.ndindex(*images):
+        rows = np.flatnonzero(valid[n])
+        best = batched_nms(boxes[n][rows], scores[n][rows], groups[n][rows], iou_threshold=iou_threshold, limit=limit)
+        kept[n][: len(best)] = rows[best]
+        count[n] = len(best)
+    return kept, count
+
+
 def by_score(scores: Float[Array, " B"]) -> Int[Array, " B"]:
     """The indices of `scores`, highest first; of equal ones the lower index first."""
     return np.argsort(-scores, kind="stable")
@@ -115,21 +156,51 @@ def check_nms(
     Raises:
         ShapeError, DTypeError, ArgumentError: see :func:`nms` and :func:`batched_nms`.
     """
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
+    if boxes.ndim != 2:
         raise ShapeError(f"{what}: boxes must have shape (B, 4), got {boxes.shape}")
-    for name, values in (("scores", scores), ("groups", groups)):
-        if values is not None and values.shape != (len(boxes),):
-            raise ShapeError(
-                f"{what}: {name} must have one entry per box, expected ({len(boxes)},), got {values.shape}"
-            )
+    check_nms_arrays(what, boxes, scores, groups, iou_threshold=iou_threshold, limit=limit)
+    check_scores(what, scores)
+
+
+def check_nms_arrays(
+    what: str,
+    boxes: Array,
+    scores: Array,
+    groups: Array | None = None,
+    valid: Array | None = None,
+    *,
+    iou_threshold: float,
+    limit: int | None,
+) -> None:
+    """Check all of the arguments but the values in the arrays, which a device would have to send.
+
+    Raises:
+        ShapeError, DTypeError, ArgumentError: see :func:`batched_nms_padded`.
+    """
+    if boxes.ndim < 2 or boxes.shape[-1] != 4:
+        raise ShapeError(f"{what}: boxes must have shape (B, 4), got {boxes.shape}")
+    expected = boxes.shape[:-1]
+    for name, values in (("scores", scores), ("groups", groups), ("valid", valid)):
+        if values is not None and values.shape != expected:
+            raise ShapeError(f"{what}: {name} must have one entry per box, expected {expected}, got {values.shape}")
     if boxes.dtype.kind != "f" or scores.dtype.kind != "f":
         raise DTypeError(f"{what}: boxes and scores must be floating point, got {boxes.dtype} and {scores.dtype}")
     if groups is not None and groups.dtype.kind not in "iu":
         raise DTypeError(f"{what}: groups must hold integers, got {groups.dtype}")
-    missing = namespace(scores).isnan(scores)
-    if bool(missing.any()):
-        raise ArgumentError(f"{what}: scores must be numbers, got NaN for box {int(missing.argmax())}")
+    if valid is not None and valid.dtype != bool:
+        raise DTypeError(f"{what}: valid must hold booleans, got {valid.dtype}")
     if not 0 <= iou_threshold <= 1:
         raise ArgumentError(f"{what}: iou_threshold must be within [0, 1], got {iou_threshold}")
     if limit is not None and limit < 0:
         raise ArgumentError(f"{what}: limit must not be negative, got {limit}")
+
+
+def check_scores(what: str, scores: Array) -> None:
+    """Check that all scores are numbers; a device waits here for its result.
+
+    Raises:
+        ArgumentError: one isn't.
+    """
+    missing = namespace(scores).isnan(scores)
+    if bool(missing.any()):
+        raise ArgumentError(f"{what}: scores must be numbers, got NaN for box {int(missing.argmax())}")

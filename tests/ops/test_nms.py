@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refnet.errors import ArgumentError, DTypeError, ShapeError
-from refnet.ops import batched_nms, nms
+from refnet.ops import batched_nms, batched_nms_padded, nms
 from refnet.ops.nms import iou
 from tests.boxes import ScoredBoxes, dyadic_thresholds, scored_boxes
+from tests.geometry import seeds
 from tests.golden import matterport_rules
 
 dtypes = st.sampled_from([np.float32, np.float64])
@@ -208,6 +209,55 @@ def test_one_group_is_nms(case: ScoredBoxes, threshold, limit):
         batched_nms(case.boxes, case.scores, together, iou_threshold=threshold, limit=limit),
         nms(case.boxes, case.scores, iou_threshold=threshold, limit=limit),
     )
+
+
+# a result of fixed size
+
+
+@given(scored_boxes(), dyadic_thresholds, st.integers(0, 13), seeds)
+def test_padded_keeps_what_batched_nms_keeps_of_the_valid_rows(case: ScoredBoxes, threshold, limit, seed):
+    valid = np.random.default_rng(seed).random(len(case)) < 0.7
+    scores = np.where(valid, case.scores, np.nan)  # nobody looks at them
+    kept, count = batched_nms_padded(case.boxes, scores, case.groups, valid, iou_threshold=threshold, limit=limit)
+    rows = np.flatnonzero(valid)
+    expected = rows[
+        batched_nms(case.boxes[rows], scores[rows], case.groups[rows], iou_threshold=threshold, limit=limit)
+    ]
+    assert kept.shape == (limit,)
+    assert count.shape == ()
+    np.testing.assert_array_equal(kept, np.pad(expected, (0, limit - len(expected)), constant_values=-1))
+    assert count == len(expected)
+
+
+@given(scored_boxes(), dyadic_thresholds, st.integers(0, 13), st.integers(0, 3))
+def test_padded_takes_each_image_by_itself(case: ScoredBoxes, threshold, limit, images):
+    arrays = [
+        np.stack([np.roll(array, n, axis=0) for n in range(images)])
+        if images
+        else np.zeros((0, *array.shape), array.dtype)
+        for array in (case.boxes, case.scores, case.groups, case.scores > -0.5)
+    ]
+    kept, count = batched_nms_padded(*arrays, iou_threshold=threshold, limit=limit)
+    assert (kept.shape, count.shape) == ((images, limit), (images,))
+    for n in range(images):
+        own = batched_nms_padded(*(array[n] for array in arrays), iou_threshold=threshold, limit=limit)
+        np.testing.assert_array_equal(kept[n], own[0])
+        assert count[n] == own[1]
+
+
+def test_padded_rejects_a_valid_score_that_is_no_number():
+    with pytest.raises(ArgumentError, match="scores must be numbers, got NaN for box 1"):
+        batched_nms_padded(
+            np.ones((2, 4)), np.array([0.5, np.nan]), np.zeros(2, int), np.ones(2, bool), iou_threshold=0.5, limit=2
+        )
+
+
+def test_padded_checks_its_mask():
+    arguments = np.ones((2, 4)), np.ones(2), np.zeros(2, int)
+    with pytest.raises(DTypeError, match="batched_nms_padded: valid must hold booleans, got float64"):
+        batched_nms_padded(*arguments, np.ones(2), iou_threshold=0.5, limit=2)
+    with pytest.raises(ShapeError, match=r"valid must have one entry per box, expected \(2,\), got \(3,\)"):
+        batched_nms_padded(*arguments, np.ones(3, bool), iou_threshold=0.5, limit=2)
 
 
 # errors
