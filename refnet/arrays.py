@@ -1,28 +1,47 @@
 """NumPy or CuPy? Which device? The only file of refnet that knows CuPy's name, and it never imports it.
 
 A CuPy array can only exist after its owner imported CuPy, so looking the library up in ``sys.modules`` is
-enough; refnet itself starts without it.
+enough; refnet itself starts without it. Another library's arrays are taken for a GPU's if their type says, as
+``refnet_namespace``, which module has CuPy's functions for them: the emulator's stand-in for CuPy is one.
+
+The host runs ahead of a GPU. It waits only when it must know a value (:func:`to_host`); copies to the device
+(:func:`on_device_of`) and copies that are read later (:class:`Download`) are queued behind what was asked for before.
 """
 
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refnet.errors import DeviceError
 
-# CuPy arrays have the same surface; for a type checker, an array is NumPy's.
-Array = np.ndarray
+if TYPE_CHECKING:
+    # CuPy arrays have the same surface; for a type checker, an array is NumPy's.
+    Array = np.ndarray
+else:
+
+    class _Arrays(type):
+        def __instancecheck__(cls, value: object) -> bool:
+            return is_array(value)
+
+    class Array(metaclass=_Arrays):
+        """What annotations mean by an array where they are executed: one of any device."""
 
 
 def is_array(value: object) -> bool:
-    """Whether `value` is a NumPy or CuPy array."""
-    return isinstance(value, np.ndarray) or _is_cupy(value)
+    """Whether `value` is an array: NumPy's, CuPy's, or one that names its namespace."""
+    return _home(value) is not None
 
 
-def _is_cupy(value: object) -> bool:
-    return type(value).__module__.partition(".")[0] == "cupy"
+def _home(value: object) -> str | None:
+    """The name of the module whose functions take `value`; None if it isn't an array."""
+    if isinstance(value, np.ndarray):
+        return "numpy"
+    kind = type(value)
+    if kind.__module__.partition(".")[0] == "cupy":
+        return "cupy"
+    return getattr(kind, "refnet_namespace", None)
 
 
 def device_of(values: Iterable[object], *, what: str = "arrays") -> str:
@@ -33,30 +52,75 @@ def device_of(values: Iterable[object], *, what: str = "arrays") -> str:
     Raises:
         DeviceError: arrays of both devices are among `values`.
     """
+    return "cpu" if _common_home(values, what) == "numpy" else "cuda"
+
+
+def _common_home(values: Iterable[object], what: str) -> str:
     found = ""
     for value in values:
-        if isinstance(value, np.ndarray):
-            device = "cpu"
-        elif _is_cupy(value):
-            device = "cuda"
-        else:
+        home = _home(value)
+        if home is None:
             continue
-        if found and device != found:
-            raise DeviceError(f"{what}: all arrays must live on one device, got {found} and {device}")
-        found = device
-    return found or "cpu"
+        if found and home != found:
+            names = " and ".join("cpu" if name == "numpy" else "cuda" for name in (found, home))
+            raise DeviceError(f"{what}: all arrays must live on one device, got {names}")
+        found = home
+    return found or "numpy"
 
 
 def namespace(*values: object) -> Any:
     """The module, numpy or cupy, whose functions take these arrays."""
-    if device_of(values) == "cpu":
-        return np
-    return sys.modules["cupy"]
+    return sys.modules[_common_home(values, "arrays")]
 
 
 def to_host(array: Any) -> Array:
-    """`array` as a NumPy array; a copy only if it lives on another device."""
+    """`array` as a NumPy array; a copy, for which the host waits, only if it lives on another device."""
     if isinstance(array, np.ndarray):
         return array
     host: Array = array.get()
+    return host
+
+
+def on_device_of(array: Any, reference: Any) -> Array:
+    """`array` where `reference` lives: itself if it is there, else a copy, for which the host doesn't wait.
+
+    Raises:
+        DeviceError: `array` lives on another device than the host and `reference`.
+    """
+    xp = namespace(reference)
+    if xp is np and not isinstance(array, np.ndarray):
+        raise DeviceError("on_device_of: an array of a device comes to the host by to_host only")
+    moved: Array = xp.asarray(array)
+    return moved
+
+
+class Download:
+    """Arrays on their way to the host, all of one device. The device needn't finish before the host goes on.
+
+    >>> coming = Download(boxes, scores)
+    >>> ...                                # ask the device for more
+    >>> boxes, scores = coming.wait()
+    """
+
+    def __init__(self, *arrays: Any) -> None:
+        xp = namespace(*arrays)
+        self._arrived: Any = None
+        if xp is np:
+            self._host = tuple(array.copy() for array in arrays)
+            return
+        self._host = tuple(_copy_later(array, xp) for array in arrays)
+        self._arrived = xp.cuda.Event()
+        self._arrived.record()
+
+    def wait(self) -> tuple[Array, ...]:
+        """The arrays, as they were; the host waits unless the device has got there already."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host
+
+
+def _copy_later(array: Any, xp: Any) -> Array:
+    memory = xp.cuda.alloc_pinned_memory(max(array.nbytes, 1))  # a copy to other memory would make the host wait
+    host: Array = np.frombuffer(memory, array.dtype, array.size).reshape(array.shape)
+    array.get(out=host, blocking=False)
     return host
