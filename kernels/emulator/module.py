@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from refnet.errors import ArgumentError, CompilerError, KernelFault, LaunchError
+from refnet.kernels.cache import cache_folder
 from refnet.kernels.cuda.program import Launch, Program, headers_beside
 
 Mode = Literal["fast", "check", "metrics"]
@@ -76,14 +77,6 @@ def available() -> bool:
 def load(program: Program, name: str) -> Launch:
     """The kernel `name` of `program`, compiled for the present mode; call it as :meth:`Program.launch` does."""
     return _Kernel(program, name, _settings.get())
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: REFNET_CACHE, or refnet in the user's cache."""
-    base = os.environ.get("REFNET_CACHE")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refnet"
 
 
 def _build(commands: Sequence[Sequence[str]], texts: Sequence[Path], name: str, *, source: str = "") -> Path:
