@@ -6,7 +6,7 @@ OUT ?= runs/shapes
 SEED ?= 0
 JOBS ?= auto
 
-.PHONY: shapes test test-long lint types layers conventions clean
+.PHONY: shapes test test-long lint types layers conventions contracts clean
 
 # Interrupted (Ctrl-C) or finished, the run in $(OUT) is continued; FLAGS="--steps 100" and the like are passed on.
 shapes: .venv/installed
@@ -36,6 +36,10 @@ layers: .venv/tested
 # The README's table of conventions and its list of choices, from the code and the tests' markers.
 conventions: .venv/installed
 	$(BIN)/python -m refnet.conformance.table README.md
+
+# What every CUDA kernel takes of a GPU, measured anew by compiling it; prints what changed, for a person to judge.
+contracts: .venv/tested
+	$(BIN)/python -m refnet.kernels.cuda.contracts
 
 .venv/created:
 	$(PYTHON) -m venv .venv

@@ -57,11 +57,14 @@ class Cubin:
         path: the file, as ``cupy.RawModule(path=...)`` takes it.
         symbol: what the kernel is called in it, the name expression mangled.
         log: what NVRTC and its assembler said.
+        fused: how many multiply-adds of floating-point numbers, rounded once, the source's intermediate code (PTX) has;
+            those within a division or a square root, which the assembler writes, aren't counted.
     """
 
     path: Path
     symbol: str
     log: str
+    fused: int
 
     @property
     def resources(self) -> Resources:
@@ -112,31 +115,65 @@ def compiled(program: Program, name: str, architecture: str) -> Cubin:
     Raises:
         CompilerError: the source doesn't compile, its log being the message; or there is no NVRTC.
     """
-    source, headers = program.path.read_text(), {h.name: h.read_text() for h in headers_beside(program.path)}
-    flags = options(program, architecture)
-    identity = [ENTRY_FORMAT, program.path.name, source, headers, name, flags, compiler().version]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-    title = re.sub(r"\W+", "_", f"{program.path.stem}_{name}").strip("_")[:80]
-    path = cache_folder() / "cubin" / architecture / f"{title}-{key}.cubin"
-    return _from_cache(path) or _to_cache(path, *compiler().compile(program.path.name, source, headers, name, flags))
+    request = _Request.of(program, name, architecture)
+    return request.cached() or request.keep(compiler().compile(request))
 
 
-def _from_cache(path: Path) -> Cubin | None:
-    """What :func:`_to_cache` wrote, unless it isn't there, or no longer as it was."""
-    try:
-        entry = json.loads(path.with_suffix(".json").read_bytes())
-        if entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest():
-            return Cubin(path=path, symbol=entry["symbol"], log=entry["log"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None
+def cached(program: Program, name: str, architecture: str) -> Cubin | None:
+    """What :func:`compiled` would give without compiling; None if it would compile."""
+    return _Request.of(program, name, architecture).cached()
 
 
-def _to_cache(path: Path, code: bytes, symbol: str, log: str) -> Cubin:
-    entry = {"sha256": hashlib.sha256(code).hexdigest(), "symbol": symbol, "log": log}
-    write_shared(path, code)
-    write_shared(path.with_suffix(".json"), json.dumps(entry).encode())
-    return Cubin(path=path, symbol=symbol, log=log)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Compilation:
+    """What comes out of one."""
+
+    code: bytes
+    intermediate: str
+    symbol: str
+    log: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """All that a compilation depends on, but for the compiler, and the place of its result in the cache."""
+
+    title: str
+    source: str
+    headers: dict[str, str]
+    name: str
+    flags: tuple[str, ...]
+    path: Path
+
+    @classmethod
+    def of(cls, program: Program, name: str, architecture: str) -> _Request:
+        path = program.path
+        source, headers = path.read_text(), {header.name: header.read_text() for header in headers_beside(path)}
+        flags = options(program, architecture)
+        identity = json.dumps([ENTRY_FORMAT, path.name, source, headers, name, flags, compiler().version])
+        key = hashlib.sha256(identity.encode()).hexdigest()[:32]
+        stem = re.sub(r"\W+", "_", f"{path.stem}_{name}").strip("_")[:80]
+        place = cache_folder() / "cubin" / architecture / f"{stem}-{key}.cubin"
+        return cls(title=path.name, source=source, headers=headers, name=name, flags=flags, path=place)
+
+    def cached(self) -> Cubin | None:
+        """What :meth:`keep` wrote, unless it isn't there, or no longer as it was."""
+        try:
+            entry = json.loads(self.path.with_suffix(".json").read_bytes())
+            if entry.pop("sha256") == hashlib.sha256(self.path.read_bytes()).hexdigest():
+                return Cubin(path=self.path, **entry)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        return None
+
+    def keep(self, result: _Compilation) -> Cubin:
+        """Write a result to the cache."""
+        fused = len(re.findall(r"\bfma\.", result.intermediate))
+        entry = {"symbol": result.symbol, "log": result.log, "fused": fused}
+        digest = hashlib.sha256(result.code).hexdigest()
+        write_shared(self.path, result.code)
+        write_shared(self.path.with_suffix(".json"), json.dumps({**entry, "sha256": digest}).encode())
+        return Cubin(path=self.path, symbol=result.symbol, log=result.log, fused=fused)
 
 
 def read_resources(log: str, symbol: str) -> Resources:
@@ -181,33 +218,38 @@ class Compiler:
         self._call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
         self.version = (major.value, minor.value, path.stat().st_size)
 
-    def compile(
-        self, title: str, source: str, headers: dict[str, str], name: str, flags: Sequence[str]
-    ) -> tuple[bytes, str, str]:
-        """Compile the kernel `name` of `source`: its machine code, its symbol, and the log.
+    def compile(self, request: _Request) -> _Compilation:
+        """Compile.
 
         Raises:
             CompilerError: it doesn't compile.
         """
-        program = ctypes.c_void_p()
+        program, name, flags = ctypes.c_void_p(), request.name.encode(), request.flags
         self._call(
-            "nvrtcCreateProgram", ctypes.byref(program), source.encode(), title.encode(), len(headers),
-            _strings(headers.values()), _strings(headers),
+            "nvrtcCreateProgram", ctypes.byref(program), request.source.encode(), request.title.encode(),
+            len(request.headers), _strings(request.headers.values()), _strings(request.headers),
         )  # fmt: skip
         try:
-            self._call("nvrtcAddNameExpression", program, name.encode())
+            self._call("nvrtcAddNameExpression", program, name)
             status = self._library.nvrtcCompileProgram(program, len(flags), _strings(flags))
-            log = self._read(program, "ProgramLog").rstrip(b"\0").decode()
+            log = self._read(program, "ProgramLog")
             if status:
-                raise CompilerError(f"{title}: {name}: NVRTC says, given {' '.join(flags)}:\n{log}")
+                raise CompilerError(f"{request.title}: {request.name}: NVRTC says, given {' '.join(flags)}:\n{log}")
             symbol = ctypes.c_char_p()
-            self._call("nvrtcGetLoweredName", program, name.encode(), ctypes.byref(symbol))
-            assert symbol.value is not None
-            return self._read(program, "CUBIN"), symbol.value.decode(), log
+            self._call("nvrtcGetLoweredName", program, name, ctypes.byref(symbol))
+            return _Compilation(
+                code=self._read_bytes(program, "CUBIN"),
+                intermediate=self._read(program, "PTX"),
+                symbol=(symbol.value or b"").decode(),
+                log=log,
+            )
         finally:
             self._call("nvrtcDestroyProgram", ctypes.byref(program))
 
-    def _read(self, program: ctypes.c_void_p, what: str) -> bytes:
+    def _read(self, program: ctypes.c_void_p, what: str) -> str:
+        return self._read_bytes(program, what).rstrip(b"\0").decode()
+
+    def _read_bytes(self, program: ctypes.c_void_p, what: str) -> bytes:
         size = ctypes.c_size_t()
         self._call(f"nvrtcGet{what}Size", program, ctypes.byref(size))
         buffer = ctypes.create_string_buffer(size.value)

@@ -76,7 +76,7 @@ def targets(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
     def compiled(program: Program, name: str, target: str) -> Cubin:
         seen.append((name, target))
-        return Cubin(path=Path(f"{name}.{target}.cubin"), symbol=f"_Z{name}", log="")
+        return Cubin(path=Path(f"{name}.{target}.cubin"), symbol=f"_Z{name}", log="", fused=0)
 
     monkeypatch.setattr(cupy_module, "compiled", compiled)
     cupy_module._load.cache_clear()
