@@ -81,6 +81,11 @@ def to_host(array: Any) -> Array:
     return host
 
 
+def together_to_host(*arrays: Any) -> tuple[Array, ...]:
+    """Arrays of one device as NumPy arrays, for all of which the host waits once."""
+    return Download(*arrays).wait() if device_of(arrays) != "cpu" else arrays
+
+
 def on_device_of(array: Any, reference: Any) -> Array:
     """`array` where `reference` lives: itself if it is there, else a copy, for which the host doesn't wait.
 

@@ -32,7 +32,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from refnet.arrays import Array, device_of, is_array, namespace, to_host
+from refnet.arrays import Array, device_of, is_array, namespace, on_device_of, to_host
 from refnet.errors import DTypeError, GraphError, ShapeError
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
@@ -178,7 +178,8 @@ class Function:
     def __call__(self, *inputs: Any, **parameters: Any) -> Tensor:
         """Run forward on the data of `inputs`; record the graph if a gradient will be wanted.
 
-        A Python number takes the data type of the tensors beside it.
+        A Python number takes the data type of the tensors beside it, and a plain array of NumPy's, a constant, is
+        copied to the device of these.
 
         Raises:
             DTypeError: floating-point inputs of different precision are mixed.
@@ -203,12 +204,22 @@ def _as_tensors(inputs: Sequence[Any], name: str) -> tuple[Tensor, ...]:
             if dtype is not None and value.dtype != dtype:
                 raise DTypeError(f"{name}: inputs must have one floating-point type, got {dtype} and {value.dtype}")
             dtype = value.dtype
-    like = next((v.data if isinstance(v, Tensor) else v for v in inputs if isinstance(v, Tensor) or is_array(v)), None)
+    like = _reference(inputs)
     xp = namespace(like)
     return tuple(
-        value if isinstance(value, Tensor) else Tensor(value if is_array(value) else xp.asarray(value, dtype=dtype))
+        value
+        if isinstance(value, Tensor)
+        else Tensor(on_device_of(value, like) if isinstance(value, np.ndarray) else xp.asarray(value, dtype=dtype))
         for value in inputs
     )
+
+
+def _reference(inputs: Sequence[Any]) -> Array | None:
+    """An array that lives where the others belong: a tensor's, or else one that isn't NumPy's, or else any."""
+    arrays = [value for value in inputs if is_array(value)]
+    tensors = [value.data for value in inputs if isinstance(value, Tensor)]
+    ours = [array for array in arrays if not isinstance(array, np.ndarray)]
+    return next(iter([*tensors, *ours, *arrays]), None)
 
 
 class _Freed(Function):
@@ -390,11 +401,14 @@ class MatMul(Function):
 
 
 class GetItem(Function):
-    """x[index] with slices, integers, boolean masks or integer arrays; a repeated element adds up its gradients."""
+    """x[index] with slices, integers, boolean masks or integer arrays; a repeated element adds up its gradients.
+
+    NumPy's arrays may index a tensor on a device: they are copied there.
+    """
 
     def forward(self, x: Array, *, index: Any) -> Result:
         self.shape, self.index = x.shape, _without_tensors(index)
-        result: Array = x[self.index]
+        result: Array = x[index_beside(x, self.index)]
         return result if is_array(result) else namespace(x).asarray(result)
 
     def backward(self, grad_output: Array) -> Gradients:
@@ -411,15 +425,32 @@ def scatter(grad_output: Array, index: Any, shape: tuple[int, ...]) -> Array:
     """The adjoint of ``x[index]`` for x of `shape`: zeros, and `grad_output` added up at the elements it came from."""
     xp = namespace(grad_output)
     grad: Array = xp.zeros(shape, grad_output.dtype)
+    where = index_beside(grad_output, index)
     if _may_repeat(index):
-        xp.add.at(grad, index, grad_output)
+        xp.add.at(grad, where, grad_output)
     else:
-        grad[index] = grad_output
+        grad[where] = grad_output
     return grad
 
 
+def index_beside(x: Array, index: Any) -> Any:
+    """`index` for `x`: on a device, its arrays are copied there, masks as the positions that they pick.
+
+    How many those are only the host can tell without waiting for the device.
+    """
+    if isinstance(x, np.ndarray):
+        return index
+    parts = index if isinstance(index, tuple) else (index,)
+    arrays = [np.asarray(part) if isinstance(part, list) else part for part in parts]
+    masks = [part.nonzero() if isinstance(part, np.ndarray) and part.dtype.kind == "b" else (part,) for part in arrays]
+    return tuple(on_device_of(p, x) if isinstance(p, np.ndarray) else p for positions in masks for p in positions)
+
+
 def _may_repeat(index: Any) -> bool:
-    """Whether ``x[index]`` can hold an element of x twice: only integer arrays (or lists) can repeat."""
+    """Whether ``x[index]`` can hold an element of x twice: only integer arrays (or lists) can repeat.
+
+    A device isn't asked: an array that lives there can.
+    """
     parts = index if isinstance(index, tuple) else (index,)
     arrays = [part for part in parts if isinstance(part, list) or is_array(part)]
     if not arrays:
@@ -429,6 +460,8 @@ def _may_repeat(index: Any) -> bool:
     part = np.asarray(arrays[0]) if isinstance(arrays[0], list) else arrays[0]
     if part.dtype.kind == "b":
         return False
+    if not isinstance(part, np.ndarray):
+        return True
     if part.size and bool((part < 0).any()):  # -1 and the last position are one element
         return True
-    return bool(namespace(part).unique(part).size != part.size)
+    return bool(np.unique(part).size != part.size)

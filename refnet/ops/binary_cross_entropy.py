@@ -8,7 +8,9 @@ for a logit z and a target t. The second form never takes the exponential of a p
 overflows nor loses the loss of a confident logit to rounding.
 """
 
-from refnet.arrays import Array, namespace
+import numpy as np
+
+from refnet.arrays import Array, namespace, on_device_of
 from refnet.autograd import Function, Gradients, Tensor
 from refnet.errors import ArgumentError, DTypeError, ShapeError
 from refnet.ops.loss_reduction import Reduction, check_reduction, reduce_losses, spread_gradient
@@ -22,6 +24,7 @@ class BinaryCrossEntropyWithLogits(Function):
         small = xp.exp(-abs(logits))  # in (0, 1]
         sigmoid = xp.where(logits >= 0, 1, small) / (1 + small)
         self.reduction = reduction
+        targets = on_device_of(targets, logits)
         self.derivative = sigmoid - targets
         return reduce_losses(xp.maximum(logits, 0) - logits * targets + xp.log1p(small), reduction)
 
@@ -45,7 +48,7 @@ def binary_cross_entropy_with_logits(logits: Tensor, targets: Array, *, reductio
     Raises:
         ShapeError: logits and targets differ in shape.
         DTypeError: they aren't of one floating-point type.
-        ArgumentError: a target is outside [0, 1], or `reduction` isn't one of the three.
+        ArgumentError: a target is outside [0, 1] (on a device nobody looks), or `reduction` isn't one of the three.
     """
     what = "binary_cross_entropy_with_logits"
     check_reduction(what, reduction)
@@ -55,7 +58,7 @@ def binary_cross_entropy_with_logits(logits: Tensor, targets: Array, *, reductio
         raise DTypeError(
             f"{what}: expected logits and targets of one floating-point type, got {logits.dtype} and {targets.dtype}"
         )
-    if targets.size and not 0 <= float(targets.min()) <= float(targets.max()) <= 1:
+    if isinstance(targets, np.ndarray) and targets.size and not 0 <= float(targets.min()) <= float(targets.max()) <= 1:
         raise ArgumentError(
             f"{what}: targets must be from 0 to 1, got values from {float(targets.min())} to {float(targets.max())}"
         )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from refnet.arrays import Array
+from refnet.arrays import Array, on_device_of
 from refnet.autograd import Function, Gradients, Tensor
 from refnet.kernel_op import kernel_op
 from refnet.ops.conv2d import Pair, as_pair
@@ -134,6 +134,7 @@ class CropAndResize(Function):
     """crop_and_resize_forward with its two gradients."""
 
     def forward(self, images: Array, boxes: Array, *, image_index: Array, **geometry: Any) -> Array:
+        image_index = on_device_of(image_index, images)
         self.images, self.boxes, self.image_index = images, boxes, image_index
         return crop_and_resize_forward(images, boxes, image_index, **geometry)
 

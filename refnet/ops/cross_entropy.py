@@ -9,7 +9,9 @@ for logits z and true classes c. The largest logit of a row is subtracted from i
 keeps the exponentials from overflowing.
 """
 
-from refnet.arrays import Array, namespace
+import numpy as np
+
+from refnet.arrays import Array, namespace, on_device_of
 from refnet.autograd import Function, Gradients, Tensor
 from refnet.errors import ArgumentError, DTypeError, ShapeError
 from refnet.ops.loss_reduction import Reduction, check_reduction, reduce_losses, spread_gradient
@@ -20,7 +22,7 @@ class CrossEntropy(Function):
 
     def forward(self, logits: Array, *, classes: Array, reduction: Reduction) -> Array:
         xp = namespace(logits)
-        rows = xp.arange(len(logits))
+        rows, classes = xp.arange(len(logits)), on_device_of(classes, logits)
         shifted = logits - logits.max(axis=1, keepdims=True)
         exponentials = xp.exp(shifted)
         total = exponentials.sum(axis=1, keepdims=True)
@@ -50,7 +52,7 @@ def cross_entropy(logits: Tensor, classes: Array, *, reduction: Reduction = "mea
     Raises:
         ShapeError: logits aren't (R, K) with K at least 1, or classes aren't (R,).
         DTypeError: logits aren't floating point, or classes aren't integers.
-        ArgumentError: a class is out of range, or `reduction` isn't one of the three.
+        ArgumentError: a class is out of range (on a device nobody looks), or `reduction` isn't one of the three.
     """
     check_reduction("cross_entropy", reduction)
     if logits.ndim != 2 or logits.shape[1] == 0:
@@ -63,7 +65,11 @@ def cross_entropy(logits: Tensor, classes: Array, *, reduction: Reduction = "mea
         raise DTypeError(
             f"cross_entropy: expected floating-point logits and integer classes, got {logits.dtype} and {classes.dtype}"
         )
-    if classes.size and not 0 <= int(classes.min()) <= int(classes.max()) < logits.shape[1]:
+    if (
+        isinstance(classes, np.ndarray)
+        and classes.size
+        and not 0 <= int(classes.min()) <= int(classes.max()) < logits.shape[1]
+    ):
         raise ArgumentError(
             f"cross_entropy: classes must be from 0 to {logits.shape[1] - 1}, "
             f"got values from {int(classes.min())} to {int(classes.max())}"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from refnet.arrays import Array
+from refnet.arrays import Array, on_device_of
 from refnet.autograd import Function, Gradients, Tensor
 from refnet.errors import ArgumentError
 from refnet.kernel_op import kernel_op
@@ -176,6 +176,7 @@ class RoiAlign(Function):
     """roi_align_forward with its two gradients."""
 
     def forward(self, features: Array, boxes: Array, *, image_index: Array, size: Pair, **sampling: Any) -> Array:
+        image_index = on_device_of(image_index, features)
         self.features, self.boxes, self.image_index, self.sampling = features, boxes, image_index, sampling
         return roi_align_forward(features, boxes, image_index, size=size, **sampling)
 

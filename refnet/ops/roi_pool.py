@@ -12,7 +12,7 @@ cut off at the feature map's border. The result is the maximum over a bin's pixe
 import numpy as np
 from jaxtyping import Float, Int
 
-from refnet.arrays import Array
+from refnet.arrays import Array, on_device_of
 from refnet.autograd import Function, Gradients, Tensor
 from refnet.kernel_op import kernel_op
 from refnet.ops.conv2d import Pair, as_pair
@@ -86,6 +86,7 @@ class RoiPool(Function):
     """roi_pool_forward with its gradient."""
 
     def forward(self, features: Array, *, boxes: Array, image_index: Array, size: Pair, spatial_scale: float) -> Array:
+        boxes, image_index = on_device_of(boxes, features), on_device_of(image_index, features)
         self.input_shape, self.image_index = features.shape, image_index
         output, self.source = roi_pool_forward(features, boxes, image_index, size=size, spatial_scale=spatial_scale)
         return output

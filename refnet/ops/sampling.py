@@ -28,7 +28,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from refnet.arrays import Array, namespace
+from refnet.arrays import Array
 from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, DTypeError, ShapeError
 
@@ -121,7 +121,8 @@ def check_regions(what: str, images: Tensor, boxes: Tensor | Array, image_index:
         ShapeError: `images` isn't (N, H, W, C) with at least one pixel, `boxes` isn't (R, 4), or there isn't one
             image index a box.
         DTypeError: images and boxes aren't of one floating-point type, or `image_index` isn't of integers.
-        ArgumentError: an image index is out of range, or a coordinate isn't finite.
+        ArgumentError: an image index is out of range, or a coordinate isn't finite. In arrays on a device nobody looks:
+            the host would have to wait.
     """
     if images.ndim != 4 or 0 in images.shape[1:3]:
         raise ShapeError(f"{what}: expected images (N, H, W, C) with at least one pixel, got {images.shape}")
@@ -137,13 +138,16 @@ def check_regions(what: str, images: Tensor, boxes: Tensor | Array, image_index:
         )
     if image_index.dtype.kind not in "iu":
         raise DTypeError(f"{what}: image_index must hold integers, got {image_index.dtype}")
-    if image_index.size and not 0 <= int(image_index.min()) <= int(image_index.max()) < images.shape[0]:
+    if (
+        isinstance(image_index, np.ndarray)
+        and image_index.size
+        and not 0 <= int(image_index.min()) <= int(image_index.max()) < images.shape[0]
+    ):
         raise ArgumentError(
             f"{what}: image_index must be from 0 to {images.shape[0] - 1}, "
             f"got values from {int(image_index.min())} to {int(image_index.max())}"
         )
     coordinates = boxes.data if isinstance(boxes, Tensor) else boxes
-    finite = namespace(coordinates).isfinite(coordinates).all(axis=1)
-    if not bool(finite.all()):
-        index = int((~finite).argmax())
+    if isinstance(coordinates, np.ndarray) and not np.isfinite(coordinates).all():
+        index = int((~np.isfinite(coordinates).all(axis=1)).argmax())
         raise ArgumentError(f"{what}: boxes must be finite, got {coordinates[index].tolist()} for box {index}")

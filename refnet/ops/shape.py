@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from refnet.arrays import Array, namespace
+import numpy as np
+
+from refnet.arrays import Array, namespace, on_device_of
 from refnet.autograd import Function, Gradients, Tensor, scatter
 from refnet.errors import ArgumentError, DTypeError, ShapeError
 
@@ -66,7 +68,7 @@ class Take(Function):
     def forward(self, x: Array, *, indices: Array, axis: int) -> Array:
         self.shape, self.indices, self.axis = x.shape, indices, axis
         xp = namespace(x)
-        y: Array = xp.asarray(xp.take(x, indices, axis=axis))
+        y: Array = xp.asarray(xp.take(x, on_device_of(indices, x), axis=axis))
         return y
 
     def backward(self, grad_output: Array) -> Gradients:
@@ -143,7 +145,8 @@ def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 def take(x: Tensor, indices: Array, axis: int = 0) -> Tensor:
     """The elements of x at `indices` along `axis`, in that order, which takes the place of the axis.
 
-    The gradient of an element that is taken more than once is the sum; negative indices count from the end.
+    The gradient of an element that is taken more than once is the sum; negative indices count from the end. Indices
+    that live on a device must be in range: looking would make the host wait.
 
     Raises:
         DTypeError: `indices` isn't an array of integers.
@@ -153,7 +156,11 @@ def take(x: Tensor, indices: Array, axis: int = 0) -> Tensor:
     extent = x.shape[at]
     if indices.dtype.kind not in "iu":
         raise DTypeError(f"take: indices must be integers, got {indices.dtype}")
-    if indices.size and not (-extent <= int(indices.min()) and int(indices.max()) < extent):
+    if (
+        isinstance(indices, np.ndarray)
+        and indices.size
+        and not (-extent <= int(indices.min()) and int(indices.max()) < extent)
+    ):
         raise ArgumentError(
             f"take: indices along axis {at} must be in [-{extent}, {extent}), "
             f"got {int(indices.min())} to {int(indices.max())}"

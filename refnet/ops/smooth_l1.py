@@ -8,7 +8,7 @@
 for the difference d = prediction - target. For beta = 0 it is |d|, with the derivative sign(d), 0 at d = 0.
 """
 
-from refnet.arrays import Array, namespace
+from refnet.arrays import Array, namespace, on_device_of
 from refnet.autograd import Function, Gradients, Tensor
 from refnet.errors import ArgumentError, DTypeError, ShapeError
 from refnet.ops.loss_reduction import Reduction, check_reduction, reduce_losses, spread_gradient
@@ -19,7 +19,7 @@ class SmoothL1(Function):
 
     def forward(self, prediction: Array, *, target: Array, beta: float, reduction: Reduction) -> Array:
         xp = namespace(prediction)
-        difference = prediction - target
+        difference = prediction - on_device_of(target, prediction)
         distance = abs(difference)
         width = prediction.dtype.type(beta)
         self.reduction = reduction

@@ -7,9 +7,9 @@ another convention are converted where they enter, by the function of that name.
 from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Real
+from jaxtyping import Bool, Float, Real
 
-from refnet.arrays import Array
+from refnet.arrays import Array, on_device_of
 from refnet.autograd import Tensor, no_grad
 from refnet.ops import concatenate, exp, log, maximum, minimum
 
@@ -73,8 +73,8 @@ def encode_tensor(
 
 
 def decode(
-    deltas: Float[Array, "B 4"], anchors: Float[Array, "B 4"], std: tuple[float, ...], clamp: float | None
-) -> Float[Array, "B 4"]:
+    deltas: Float[Array, "*B 4"], anchors: Float[Array, "*B 4"], std: tuple[float, ...], clamp: float | None
+) -> Float[Array, "*B 4"]:
     """The boxes at `deltas` from `anchors`: the inverse of :func:`encode`.
 
     With `clamp`, dw and dh are limited to it before the exponential, so that no box is infinite.
@@ -84,20 +84,20 @@ def decode(
 
 
 def decode_tensor(
-    deltas: Float[Tensor, "B 4"], anchors: Float[Tensor, "B 4"], std: tuple[float, ...], clamp: float | None
-) -> Float[Tensor, "B 4"]:
+    deltas: Float[Tensor, "*B 4"], anchors: Float[Tensor, "*B 4"], std: tuple[float, ...], clamp: float | None
+) -> Float[Tensor, "*B 4"]:
     """:func:`decode` with gradients."""
     deltas = deltas * np.asarray(std, deltas.dtype)
     center, size = _center_and_size(anchors)
-    log_size = deltas[:, 2:] if clamp is None else minimum(deltas[:, 2:], clamp)
-    new_center = deltas[:, :2] * size + center
+    log_size = deltas[..., 2:] if clamp is None else minimum(deltas[..., 2:], clamp)
+    new_center = deltas[..., :2] * size + center
     half = 0.5 * (exp(log_size) * size)
-    return concatenate([new_center - half, new_center + half], axis=1)
+    return concatenate([new_center - half, new_center + half], axis=-1)
 
 
 def _center_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    size = boxes[:, 2:] - boxes[:, :2]
-    return boxes[:, :2] + 0.5 * size, size
+    size = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * size, size
 
 
 def clip(boxes: Float[Array, "*B 4"], window: Real[Array, "*#B 4"]) -> Float[Array, "*B 4"]:
@@ -112,9 +112,9 @@ def clip_tensor(boxes: Float[Tensor, "*B 4"], window: Real[Array, "*#B 4"]) -> F
     return minimum(maximum(boxes, window[..., [0, 1, 0, 1]]), window[..., [2, 3, 2, 3]])
 
 
-def is_at_least(boxes: Float[Array, "B 4"], size: float) -> Array:
+def is_at_least(boxes: Float[Array, "*B 4"], size: float) -> Bool[Array, "*B"]:
     """Which boxes are at least `size` wide and high."""
-    wide: Array = (boxes[:, 2:] - boxes[:, :2] >= size).all(axis=1)
+    wide: Array = (boxes[..., 2:] - boxes[..., :2] >= size).all(axis=-1)
     return wide
 
 
@@ -128,7 +128,7 @@ def widen(boxes: Float[Array, "*B 4"], extent: Extent) -> Float[Array, "*B 4"]:
     if extent == "continuous":
         return boxes
     added = _ADDED[extent]
-    widened: Array = boxes + np.asarray([0, 0, added, added], boxes.dtype)
+    widened: Array = boxes + on_device_of(np.asarray([0, 0, added, added], boxes.dtype), boxes)
     return widened
 
 
@@ -137,7 +137,7 @@ def narrow(boxes: Float[Array, "*B 4"], extent: Extent) -> Float[Array, "*B 4"]:
     if extent == "continuous":
         return boxes
     added = _ADDED[extent]
-    narrowed: Array = boxes - np.asarray([0, 0, added, added], boxes.dtype)
+    narrowed: Array = boxes - on_device_of(np.asarray([0, 0, added, added], boxes.dtype), boxes)
     return narrowed
 
 

@@ -1,12 +1,16 @@
-"""Proposals: the RPN's best boxes, decoded, cut off at the image and thinned out by NMS (Ren et al. 2015, 3.3)."""
+"""Proposals: the RPN's best boxes, decoded, cut off at the image and thinned out by NMS (Ren et al. 2015, 3.3).
+
+How many boxes there are, nobody needs to know on the way: small boxes are marked, and what NMS leaves is filled up with
+zeros. All images so have as many, and a device does its part without the host, which waits once, for the result.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from refnet.arrays import Array
-from refnet.ops import batched_nms
+from refnet.arrays import Array, namespace, on_device_of, together_to_host
+from refnet.ops import batched_nms_padded
 from refnet.rcnn.boxes import Extent, clip_widened, decode, is_at_least, narrow, widen
 from refnet.rcnn.config import RpnConfig
 from refnet.rcnn.structures import ImageBatch, Proposals, RpnOutput
@@ -21,64 +25,84 @@ def propose(
     training: bool,
     extent: Extent = "continuous",
 ) -> list[Proposals]:
-    """The proposals of each image; no gradient passes.
+    """The proposals of each image, on the host; no gradient passes.
 
     Choice: the best ``pre_nms`` anchors are taken, and suppress each other, on each level or over all levels
     together. Both keep at most ``post_nms`` of an image, best first; equal scores go by the anchor's position. With
     padding "zeros" a test image always has ``post_nms_test``.
     """
+    padded = propose_padded(rpn, anchors, images, config, training=training, extent=extent)
+    boxes, scores, sources, counts = together_to_host(*padded)
+    if config.padding == "zeros" and not training:  # in training they would be taken off again
+        counts = np.full_like(counts, boxes.shape[1])
+    return [
+        Proposals(boxes=boxes[index, :count], scores=scores[index, :count], sources=sources[index, :count])
+        for index, count in enumerate(counts.tolist())
+    ]
+
+
+def propose_padded(
+    rpn: RpnOutput,
+    anchors: Sequence[Float[Array, "_ 4"]],
+    images: ImageBatch,
+    config: RpnConfig,
+    *,
+    training: bool,
+    extent: Extent = "continuous",
+) -> tuple[Float[Array, "N R 4"], Float[Array, "N R"], Int[Array, "N R"], Int[Array, " N"]]:
+    """The boxes, scores and sources of ``post_nms`` proposals of each image, and how many are there.
+
+    Behind those, boxes and scores are 0 and sources -1. All live where the RPN's output does.
+    """
     before = config.pre_nms_train if training else config.pre_nms_test
     after = config.post_nms_train if training else config.post_nms_test
     logits = [level.data for level in rpn.objectness_logits]
     deltas = [level.data for level in rpn.deltas]
+    xp = namespace(*logits)
     if config.scope == "global":
-        logits, deltas, anchors = [_joined(logits)], [_joined(deltas)], [np.concatenate(anchors)]
+        joined = xp.concatenate(logits, axis=1), xp.concatenate(deltas, axis=1), np.concatenate(anchors)
+        logits, deltas, anchors = [joined[0]], [joined[1]], [joined[2]]
 
-    starts = np.cumsum([0, *(len(reference) for reference in anchors)])
-    proposals = []
-    for index, window in enumerate(images.borders(config.clip)):
-        boxes, scores, levels, sources = [], [], [], []
-        for level, reference in enumerate(anchors):
-            score = objectness_scores(logits[level][index])
-            # by logit: where the probability saturates, it no longer tells the better from the good
-            best = best_first(_margin(logits[level][index]), before)
-            boxes.append(
-                decode(deltas[level][index][best], widen(reference[best], extent), config.delta_std, config.delta_clamp)
-            )
-            scores.append(score[best])
-            levels.append(np.full(len(best), level))
-            sources.append(starts[level] + best)
-        box = clip_widened(np.concatenate(boxes), window, extent)
-        score, group, source = np.concatenate(scores), np.concatenate(levels), np.concatenate(sources)
-        large = is_at_least(box, config.min_size)
-        box, score, group, source = box[large], score[large], group[large], source[large]
-        kept = batched_nms(box, score, group, iou_threshold=config.nms_threshold, limit=after)
-        box, score, source = box[kept], score[kept], source[kept]
-        if config.padding == "zeros" and not training:  # in training they would be taken off again
-            missing = after - len(box)
-            box, score = np.pad(box, ((0, missing), (0, 0))), np.pad(score, (0, missing))
-            source = np.pad(source, (0, missing), constant_values=-1)
-        proposals.append(Proposals(boxes=narrow(box, extent), scores=score, sources=source))
-    return proposals
+    boxes, scores, levels, sources = [], [], [], []
+    start = 0
+    for level, (logit, delta, own) in enumerate(zip(logits, deltas, anchors, strict=True)):
+        reference = widen(on_device_of(own, logit), extent)
+        # by logit: where the probability saturates, it no longer tells the better from the good
+        best = best_first(_margin(logit), before)  # N B
+        offsets = xp.take_along_axis(delta, best[..., None], axis=1)
+        boxes.append(decode(offsets, reference[best], config.delta_std, config.delta_clamp))
+        scores.append(xp.take_along_axis(objectness_scores(logit), best, axis=1))
+        levels.append(xp.full(best.shape, level))
+        sources.append(start + best)
+        start += len(own)
+    windows = on_device_of(images.borders(config.clip)[:, None], logits[0])  # N 1 4
+    box = clip_widened(xp.concatenate(boxes, axis=1), windows, extent)
+    score, group, source = (xp.concatenate(parts, axis=1) for parts in (scores, levels, sources))
+    large = is_at_least(box, config.min_size)
+    kept, count = batched_nms_padded(box, score, group, large, iou_threshold=config.nms_threshold, limit=after)
+
+    there = xp.arange(after) < count[:, None]  # N R
+    row = xp.where(there, kept, 0)
+    box = xp.where(there[..., None], xp.take_along_axis(box, row[..., None], axis=1), 0)
+    score = xp.where(there, xp.take_along_axis(score, row, axis=1), 0)
+    source = xp.where(there, xp.take_along_axis(source, row, axis=1), -1)
+    return narrow(box, extent), score, source, count
 
 
-def objectness_scores(logits: Float[Array, "A _"]) -> Float[Array, " A"]:
+def objectness_scores(logits: Float[Array, "*A _"]) -> Float[Array, "*A"]:
     """The probability of an object from one logit (sigmoid) or two (softmax: the sigmoid of their difference)."""
-    margin = _margin(logits)
-    decay = np.exp(-np.abs(margin))  # never overflows
-    probability: Array = np.where(margin >= 0, 1, decay) / (1 + decay)
+    xp, margin = namespace(logits), _margin(logits)
+    decay = xp.exp(-abs(margin))  # never overflows
+    probability: Array = xp.where(margin >= 0, 1, decay) / (1 + decay)
     return probability
 
 
 def _margin(logits: Array) -> Array:
-    margin: Array = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+    margin: Array = logits[..., 0] if logits.shape[-1] == 1 else logits[..., 1] - logits[..., 0]
     return margin
 
 
-def best_first(scores: Float[Array, " B"], limit: int) -> Array:
-    """Positions of the `limit` highest scores, best first; the lower position wins a tie."""
-    return np.argsort(-scores, kind="stable")[:limit]
-
-
-def _joined(levels: Sequence[Array]) -> Array:
-    return np.concatenate(levels, axis=1)
+def best_first(scores: Float[Array, "*N B"], limit: int) -> Int[Array, "*N _"]:
+    """Positions of the `limit` highest scores of each row, best first; the lower position wins a tie."""
+    order: Array = namespace(scores).argsort(-scores, axis=-1, kind="stable")
+    return order[..., :limit]
