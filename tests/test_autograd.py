@@ -20,7 +20,7 @@ from hypothesis.extra.numpy import (
 from refnet.autograd import Function, Tensor, backward, no_grad
 from refnet.errors import DeviceError, DTypeError, GraphError, ShapeError
 from refnet.testing import check_gradients
-from tests.geometry import off_zero, seeds
+from refnet.testing.strategies.geometry import off_zero, seeds
 
 
 def leaf(*values: float) -> Tensor:

@@ -16,7 +16,7 @@ from refnet import ops
 from refnet.autograd import Tensor
 from refnet.kernels.cpu import KERNELS, conv
 from refnet.testing import check_gradients
-from tests.geometry import Convolution, convolutions
+from refnet.testing.strategies.geometry import Convolution, convolutions
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 

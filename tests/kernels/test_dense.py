@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import array_shapes
 
 from refnet import ops
 from refnet.kernels.cpu import KERNELS, dense
-from tests.geometry import Pooling, poolings, seeds
+from refnet.testing.strategies.geometry import Pooling, poolings, seeds
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 dtypes = st.sampled_from([np.float32, np.float64])

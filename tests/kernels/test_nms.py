@@ -12,8 +12,8 @@ from refnet.errors import ArgumentError, ShapeError
 from refnet.kernels.cpu import KERNELS
 from refnet.kernels.cpu import nms as kernel
 from refnet.ops.nms import iou
-from tests.boxes import ScoredBoxes, dyadic_thresholds, scored_boxes
-from tests.geometry import seeds
+from refnet.testing.strategies.boxes import ScoredBoxes, dyadic_thresholds, scored_boxes
+from refnet.testing.strategies.geometry import seeds
 
 dtypes = st.sampled_from([np.float32, np.float64])
 thresholds = st.one_of(dyadic_thresholds, st.floats(0, 1))

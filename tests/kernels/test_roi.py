@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import refnet.ops as ops
 from refnet.kernels.cpu import KERNELS, roi
 from refnet.ops.roi_align import sample_counts, spans
-from tests.regions import Regions, regions
+from refnet.testing.strategies.regions import Regions, regions
 
 NAMES = [
     "crop_and_resize_forward",

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import array_shapes
 from refnet.autograd import Tensor
 from refnet.ops import leaky_relu, log_softmax, relu, sigmoid, softmax
 from refnet.testing import check_gradients
-from tests.geometry import off_zero, seeds
+from refnet.testing.strategies.geometry import off_zero, seeds
 
 shapes = array_shapes(min_dims=1, max_dims=4, max_side=4)
 EXTREME = np.array([-1e30, -1000.0, -100, 0, 100, 1000, 1e30])

@@ -17,7 +17,7 @@ from refnet.ops import (
     frozen_batch_norm,
 )
 from refnet.testing import check_gradients
-from tests.geometry import seeds
+from refnet.testing.strategies.geometry import seeds
 from tests.golden import matterport_rules
 
 shapes = array_shapes(min_dims=2, max_dims=4, max_side=4)

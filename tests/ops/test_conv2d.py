@@ -12,7 +12,7 @@ from refnet.errors import ArgumentError, ShapeError
 from refnet.ops import conv2d, conv2d_forward, conv2d_grad_input, conv2d_grad_weight
 from refnet.ops.conv2d import resolve_padding
 from refnet.testing import check_gradients
-from tests.geometry import Convolution, convolutions, seeds
+from refnet.testing.strategies.geometry import Convolution, convolutions, seeds
 from tests.golden import matterport_rules
 
 

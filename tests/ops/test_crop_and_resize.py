@@ -16,9 +16,9 @@ from refnet.ops import (
 from refnet.ops.crop_and_resize import crop_coordinates, crop_coordinates_for_gradient
 from refnet.ops.sampling import grad_matrices, hat_derivative, hat_weights
 from refnet.testing import check_gradients
-from tests.geometry import seeds
+from refnet.testing.strategies.geometry import seeds
+from refnet.testing.strategies.regions import Regions, boxes_away_from_kinks, regions
 from tests.golden import matterport_rules
-from tests.regions import Regions, boxes_away_from_kinks, regions
 
 U32, U64 = 2.0**-24, 2.0**-53  # unit roundoff
 GOLDEN = [*"abcdefghij", "int"]

@@ -11,7 +11,7 @@ from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, DTypeError, ShapeError
 from refnet.ops import cross_entropy
 from refnet.testing import check_gradients
-from tests.geometry import seeds
+from refnet.testing.strategies.geometry import seeds
 
 reductions = st.sampled_from(["mean", "sum", "none"])
 rows, kinds = st.integers(0, 6), st.integers(1, 5)

@@ -10,7 +10,7 @@ from refnet.autograd import Tensor
 from refnet.errors import ArgumentError
 from refnet.ops import dropout
 from refnet.testing import check_gradients
-from tests.geometry import seeds
+from refnet.testing.strategies.geometry import seeds
 
 
 def test_what_is_kept_grows():

@@ -9,7 +9,7 @@ from refnet.autograd import Tensor
 from refnet.errors import ArgumentError
 from refnet.ops import absolute, clip, exp, log, maximum, minimum, power, sqrt
 from refnet.testing import check_gradients
-from tests.geometry import distinct, off_zero, seeds
+from refnet.testing.strategies.geometry import distinct, off_zero, seeds
 
 shapes = array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 

@@ -10,7 +10,7 @@ from refnet.autograd import Tensor
 from refnet.errors import ShapeError
 from refnet.ops import linear, matmul
 from refnet.testing import check_gradients
-from tests.geometry import seeds
+from refnet.testing.strategies.geometry import seeds
 
 extents = st.integers(1, 4)
 leading = array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)

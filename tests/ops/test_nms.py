@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from refnet.errors import ArgumentError, DTypeError, ShapeError
 from refnet.ops import batched_nms, batched_nms_padded, nms
 from refnet.ops.nms import iou
-from tests.boxes import ScoredBoxes, dyadic_thresholds, scored_boxes
-from tests.geometry import seeds
+from refnet.testing.strategies.boxes import ScoredBoxes, dyadic_thresholds, scored_boxes
+from refnet.testing.strategies.geometry import seeds
 from tests.golden import matterport_rules
 
 dtypes = st.sampled_from([np.float32, np.float64])

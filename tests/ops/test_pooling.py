@@ -9,7 +9,7 @@ from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, ShapeError
 from refnet.ops import avg_pool2d, max_pool2d, max_pool2d_forward, max_pool2d_grad
 from refnet.testing import check_gradients
-from tests.geometry import Pooling, distinct, poolings
+from refnet.testing.strategies.geometry import Pooling, distinct, poolings
 from tests.golden import matterport_rules
 
 

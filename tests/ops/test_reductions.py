@@ -10,7 +10,7 @@ from refnet import ops
 from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, ShapeError
 from refnet.testing import check_gradients
-from tests.geometry import distinct, seeds
+from refnet.testing.strategies.geometry import distinct, seeds
 
 shapes = array_shapes(min_dims=0, max_dims=4, max_side=4)
 REDUCTIONS = [(ops.sum, np.sum), (ops.mean, np.mean), (ops.max, np.max)]

@@ -9,7 +9,7 @@ from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, ShapeError
 from refnet.ops import resize_bicubic, resize_bilinear, resize_nearest, upsample_nearest
 from refnet.testing import check_gradients
-from tests.geometry import pairs, seeds
+from refnet.testing.strategies.geometry import pairs, seeds
 from tests.golden import matterport_rules
 
 sizes = pairs(1, 8)

@@ -12,8 +12,8 @@ from refnet.errors import ArgumentError, DTypeError, ShapeError
 from refnet.ops import roi_align, roi_align_forward, roi_align_grad_boxes, roi_align_grad_features
 from refnet.ops.roi_align import sample_coordinates, sample_counts, spans
 from refnet.testing import check_gradients
-from tests.geometry import seeds
-from tests.regions import Regions, boxes_away_from_kinks, regions
+from refnet.testing.strategies.geometry import seeds
+from refnet.testing.strategies.regions import Regions, boxes_away_from_kinks, regions
 
 U = 2.0**-53  # unit roundoff of float64
 

@@ -13,8 +13,8 @@ from refnet.errors import ArgumentError, DTypeError, ShapeError
 from refnet.ops import roi_pool, roi_pool_forward, roi_pool_grad
 from refnet.ops.roi_pool import round_half_away
 from refnet.testing import check_gradients
-from tests.geometry import distinct
-from tests.regions import Regions, regions
+from refnet.testing.strategies.geometry import distinct
+from refnet.testing.strategies.regions import Regions, regions
 
 RAMP = np.arange(12.0).reshape(3, 4)
 

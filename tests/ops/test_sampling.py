@@ -13,7 +13,7 @@ from refnet.ops.sampling import (
     sample_regions,
     scatter_regions,
 )
-from tests.geometry import seeds
+from refnet.testing.strategies.geometry import seeds
 
 lengths = st.integers(1, 12)
 margins = st.sampled_from([0, 1])

@@ -10,7 +10,7 @@ from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, DTypeError, ShapeError
 from refnet.ops import concatenate, pad, reshape, stack, take, transpose
 from refnet.testing import check_gradients
-from tests.geometry import pairs, seeds
+from refnet.testing.strategies.geometry import pairs, seeds
 
 shapes = array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=4)
 

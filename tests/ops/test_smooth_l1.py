@@ -11,7 +11,7 @@ from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, DTypeError, ShapeError
 from refnet.ops import smooth_l1
 from refnet.testing import check_gradients
-from tests.geometry import seeds
+from refnet.testing.strategies.geometry import seeds
 
 reductions = st.sampled_from(["mean", "sum", "none"])
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
