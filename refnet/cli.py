@@ -1,4 +1,4 @@
-"""The command line: ``refnet train``, ``eval``, ``predict``, ``convert``, ``trace``, ``compare`` and ``data``.
+"""The command line: ``refnet train``, ``eval``, ``predict``, ``convert``, ``trace``, ``compare``, ``check`` and ``data``.
 
 Each command is a record whose fields are its flags. Those of the network, the data and the training are the records
 of :mod:`refnet.rcnn.config` and :mod:`refnet.train.config` themselves, so no flag is written down twice. Arguments
@@ -301,7 +301,60 @@ class DataShapes:
         return 0
 
 
-Command: TypeAlias = TrainShapes | TrainCoco | Eval | Predict | Convert | TraceImages | CompareTraces | DataShapes
+@dataclass(frozen=True, kw_only=True)
+class CheckKernel:
+    """Check a kernel against the specification of its operation.
+
+    refnet check nms --kernel mine.py:nms, or refnet check nms for the kernel that refnet has itself. Exit code 0: it
+    keeps the operation's contract. 1: it departs, and the smallest counterexample is printed, with a program that shows it.
+    """
+
+    operation: tyro.conf.Positional[str] = ""
+    """The operation; --list names all."""
+    list: bool = False
+    """List the operations."""
+    kernel: str | None = None
+    """The kernel, package.module:name or file.py:name; by default refnet's own."""
+    device: Literal["cpu", "cuda", "emulated"] | None = None
+    """Where it runs: cuda hands it CuPy's arrays; emulated runs a launcher of CUDA kernels on the CPU and watches every
+    access. By default cpu, with --cuda emulated."""
+    max_examples: int = 100
+    """Random calls, behind the named edge cases."""
+    seed: int = 0
+    """Of the random calls."""
+    adapter: str = ""
+    """The kernel's conventions where they aren't the specification's: "arrays=torch x=NCHW w=OIHW result=NCHW"."""
+    only: str = ""
+    """A condition on the calls that the kernel is made for: "groups == 1 and stride[0] == stride[1]"."""
+    exact: bool = False
+    """Only calls whose arithmetic and decisions are exact in any order."""
+    precision: Literal["full", "tf32", "bf16"] = "full"
+    """What the kernel rounds the operands of products to."""
+    dtypes: tuple[Literal["float32", "float64"], ...] | None = None
+    """Floating-point types; by default both, with --cuda float32."""
+    refusals: bool = True
+    """Whether bad calls must be refused, by refnet's errors."""
+    cuda: Path | None = None
+    """Instead of a Python function: a .cu file, run in the emulator."""
+    entry: str = ""
+    """With --cuda: the kernel, conv<float>."""
+    signature: str = ""
+    """With --cuda: its parameters, "x, w, out, i32:N, f32:epsilon"; see refnet.testing.cuda_source."""
+    grid: str = ""
+    """With --cuda: blocks, "cdiv(out.size, 256), N"."""
+    block: str = ""
+    """With --cuda: threads of a block, "16, 16"."""
+    shared: str = "0"
+    """With --cuda: bytes of dynamic shared memory."""
+
+    def run(self) -> int:
+        """Check."""
+        return _check(self)
+
+
+Command: TypeAlias = (
+    TrainShapes | TrainCoco | Eval | Predict | Convert | TraceImages | CompareTraces | DataShapes | CheckKernel
+)
 
 
 def _parse_train(kind: Callable[..., Command], name: str, data: ShapesData | CocoData, args: Sequence[str]) -> Command:
@@ -395,6 +448,10 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Command], str]] = {
         ),
         "find where another implementation departs, and why",
     ),
+    "check": (
+        lambda args: _parse(CheckKernel, CheckKernel(), "refnet check", args),
+        "check a kernel against the specification of its operation",
+    ),
     "data shapes": (
         lambda args: _parse(DataShapes, DataShapes(shapes=ShapesConfig()), "refnet data shapes", args),
         "write toy shapes as PNG files with annotations in COCO's format",
@@ -405,7 +462,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Command], str]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, that of the process by default, and return its exit code.
 
-    0: done. 1: refnet compare found a departure. 2: an error, told in one line (with its traceback if ``--traceback`` is given or the environment has
+    0: done. 1: refnet compare or refnet check found a departure. 2: an error, told in one line (with its traceback if ``--traceback`` is given or the environment has
     REFNET_DEBUG=1). 130: interrupted.
     """
     args = list(sys.argv[1:] if arguments is None else arguments)
@@ -732,6 +789,43 @@ def _compare(command: CompareTraces) -> int:
     found = compare(ours, other, config, model=model, tolerance=command.tolerance)
     print(found)
     return 0 if found.departure is None else DEPARTS
+
+
+def _check(command: CheckKernel) -> int:
+    from refnet.testing import KernelMismatch, check_kernel
+    from refnet.testing.command import find_operation, kernel_to_check, listing, parse_adapter, suitable
+
+    if command.list:
+        print(listing())
+        return 0
+    operation = find_operation(command.operation)
+    kernel, code = kernel_to_check(
+        operation,
+        place=command.kernel,
+        device=command.device,
+        cuda=command.cuda,
+        launch={name: getattr(command, name) for name in ("entry", "signature", "grid", "block", "shared")},
+    )
+    try:
+        report = check_kernel(
+            operation,
+            kernel,
+            device=command.device or ("emulated" if command.cuda else "cpu"),
+            max_examples=command.max_examples,
+            seed=command.seed,
+            adapter=parse_adapter(command.adapter) if command.adapter else None,
+            precision=command.precision,
+            only=suitable(operation, command.only) if command.only else None,
+            exact=command.exact,
+            dtypes=command.dtypes or (("float32",) if command.cuda else ("float32", "float64")),
+            refusals=command.refusals and not command.cuda,
+            code=code,
+        )
+    except KernelMismatch as mismatch:
+        print(mismatch)
+        return DEPARTS
+    print(report)
+    return 0
 
 
 def _convert(command: Convert) -> int:

@@ -59,3 +59,7 @@ class KernelFault(RefnetError, RuntimeError):
 
 class CompilerError(RefnetError, RuntimeError):
     """A CUDA source doesn't compile, or there is no compiler."""
+
+
+class DependencyError(RefnetError, ImportError):
+    """A library that only this call needs isn't installed."""

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "refnet").rglob("*.py"))
 ALL_SOURCES = sorted([*SOURCES, *(ROOT / "kernels").rglob("*.py")])
 
-HEAVY = ("pycocotools", "matplotlib", "cupy", "scipy", "PIL", "tyro", "tqdm", "torch", "beartype", "h5py")
+HEAVY = ("pycocotools", "matplotlib", "cupy", "scipy", "PIL", "tyro", "tqdm", "torch", "beartype", "h5py", "hypothesis")
 
 IMPORT = """
 import sys, time
@@ -46,7 +46,8 @@ def test_public_names_are_those_of_their_homes() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["refnet", "refnet.ops", "refnet.nn", "refnet.rcnn", "refnet.rcnn.model", "refnet.weights.files"]
+    "module",
+    ["refnet", "refnet.ops", "refnet.nn", "refnet.rcnn", "refnet.rcnn.model", "refnet.weights.files", "refnet.testing"],
 )
 def test_heavy_libraries_wait_until_they_are_needed(module: str) -> None:
     modules = imported(f"import sys, {module}; print(*sys.modules)")

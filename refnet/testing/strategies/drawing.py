@@ -9,3 +9,4 @@ from hypothesis import strategies as st
 Draw: TypeAlias = Callable[..., Any]
 
 seeds = st.integers(0, 2**32 - 1)
+kinds = st.sampled_from(["ones", "integers", "normal"])  # of Values, the simplest first

@@ -36,13 +36,14 @@ class Convolution:
 
     @property
     def y_shape(self) -> tuple[int, int, int, int]:
-        extents = (
+        """The result's, (N, Ho, Wo, O)."""
+        ho, wo = (
             (size + sum(pads) - (k - 1) * d - 1) // s + 1
             for size, k, s, pads, d in zip(
                 self.x_shape[1:3], self.w_shape[:2], self.stride, self.padding, self.dilation, strict=True
             )
         )
-        return (self.x_shape[0], *extents, self.w_shape[3])
+        return (self.x_shape[0], ho, wo, self.w_shape[3])
 
 
 @st.composite

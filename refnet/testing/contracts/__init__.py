@@ -1,0 +1,14 @@
+"""The contracts of all of refnet's operations, a file a family. They need hypothesis."""
+
+from itertools import chain
+
+from refnet.testing.contract import Contract
+from refnet.testing.contracts import convolution, suppression
+
+CONTRACTS: dict[str, Contract] = {
+    contract.operation.name: contract
+    for contract in chain(
+        convolution.CONTRACTS,
+        suppression.CONTRACTS,
+    )
+}

@@ -1,0 +1,118 @@
+"""nms and batched_nms: decisions, equal bit for bit.
+
+The order of operations within an IoU is part of the specification, so any boxes will do. On whole coordinates and
+dyadic thresholds nothing is rounded at all, and IoUs that equal the threshold are common; these calls are exact, for
+kernels that take the operations in another order.
+"""
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from refnet.arrays import Array
+from refnet.errors import ArgumentError, DTypeError, ShapeError
+from refnet.ops import batched_nms, nms
+from refnet.testing.calls import Call
+from refnet.testing.contract import Contract, Refusal
+from refnet.testing.strategies.boxes import clustered_boxes, dyadic_thresholds, scored_boxes
+from refnet.testing.strategies.drawing import Draw
+
+WARP_AND_BLOCK = (31, 32, 33, 63, 64, 65)
+limits = st.one_of(st.none(), st.integers(0, 20))
+
+
+def _call(
+    boxes: Any, scores: Any, threshold: float, limit: int | None = None, *, groups: Any = None, exact: bool = True
+) -> Call:
+    arrays = {"boxes": np.array(boxes, np.float64).reshape(-1, 4), "scores": np.array(scores, np.float64)}
+    if groups is not None:
+        arrays["groups"] = np.asarray(groups)
+    return Call.of(arrays, {"iou_threshold": threshold, "limit": limit}, exact=exact)
+
+
+@st.composite
+def _calls(draw: Draw, grouped: bool) -> Call:
+    if draw(st.booleans()):
+        case, exact = draw(clustered_boxes()), False
+        threshold = draw(st.sampled_from([0.3, 0.5, 0.7]))
+    else:
+        case, exact = draw(scored_boxes(most=20)), True
+        threshold = draw(dyadic_thresholds)
+    groups = case.groups.astype(draw(st.sampled_from([np.int64, np.int32]))) if grouped else None
+    return _call(case.boxes, case.scores, threshold, draw(limits), groups=groups, exact=exact)
+
+
+def _row(count: int, step: float, width: float) -> Array:
+    """Boxes side by side, `step` apart."""
+    left = np.arange(count) * step
+    return np.stack([left, np.zeros(count), left + width, np.full(count, 4.0)], axis=1)
+
+
+def _edges(grouped: bool) -> dict[str, Call]:
+    square, half = [0, 0, 4, 4], [0, 0, 2, 4]  # IoU 1/2
+    cases: dict[str, tuple[Any, Any, float, int | None]] = {
+        "no box": ([], [], 0.5, None),
+        "one box": ([square], [0.5], 0.5, None),
+        "an IoU that equals the threshold": ([square, half], [1, 0.5], 0.5, None),
+        "an IoU of 3/10 and a threshold of 0.3": ([[0, 0, 10, 1], [0, 0, 3, 1]], [1, 0.5], 0.3, None),
+        "equal boxes": ([square] * 5, [0, 1, 0.5, 1, 0.25], 0.5, None),
+        "equal boxes and a threshold of 1": ([square] * 5, [0, 1, 0.5, 1, 0.25], 1.0, None),
+        "boxes that touch and a threshold of 0": (_row(6, 4, 4), np.arange(6) / 8, 0.0, None),
+        "boxes without area": ([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 4, 1], square], [1, 0.5, 0.75, 0.25], 0.0, None),
+        "a limit of 0": ([square, [9, 9, 12, 12]], [1, 0.5], 0.5, 0),
+        "a limit of 1": ([square, [9, 9, 12, 12]], [0.5, 1], 0.5, 1),
+        "a limit above the number of boxes": ([square, [9, 9, 12, 12]], [1, 0.5], 0.5, 100),
+        "negative coordinates and scores": ([[-4, -4, 0, 0], [-4, -4, -2, 0], square], [-1, -0.5, -2], 0.25, None),
+        "0 and -0 are one score": ([square, [9, 9, 12, 12], [20, 0, 24, 4]], [-0.0, 0.0, -0.0], 0.5, None),
+        "infinite scores": ([square, half, [9, 9, 12, 12]], [-np.inf, np.inf, 0], 0.25, None),
+        "huge coordinates": (np.array([square, half, [1, 0, 4, 4]]) * 2.0**18, [1, 0.5, 0.25], 0.5, None),
+        "a crossing with no area in common": ([[0, 0, 2, 2], [3, 3, 5, 5]], [1, 0.5], 0.0, None),
+    }
+    for count in WARP_AND_BLOCK:
+        cases[f"{count} boxes, each overlapping its neighbours"] = (_row(count, 1, 2), -np.arange(count), 0.25, None)
+        cases[f"{count} boxes of one score, every other kept"] = (_row(count, 2, 3), np.ones(count), 0.125, None)
+    cases["300 boxes, apart, the last the best"] = (_row(300, 4, 4), np.arange(300), 0.5, None)
+    cases["300 boxes and a limit of 65"] = (_row(300, 1, 2), -np.arange(300), 0.25, 65)
+    calls = {}
+    for name, (boxes, scores, threshold, limit) in cases.items():
+        groups = np.arange(len(scores)) % 2 * 7 - 3 if grouped else None
+        calls[name] = _call(boxes, scores, threshold, limit, groups=groups)
+    if grouped:
+        calls["equal boxes of as many groups"] = _call([square] * 4, [0, 1, 2, 3], 0.0, groups=[5, -1, 2**30, 0])
+    return calls
+
+
+def _refusals(grouped: bool) -> dict[str, Refusal]:
+    boxes, scores = np.ones((3, 4)), np.ones(3)
+    groups = np.zeros(3, np.int64) if grouped else None
+
+    def refused(
+        error: type, boxes: Any = boxes, scores: Any = scores, numbers: bool = False, **changes: Any
+    ) -> Refusal:
+        arrays = {"boxes": boxes, "scores": scores}
+        if grouped:
+            arrays["groups"] = changes.pop("groups", groups)
+        call = Call.of(arrays, {"iou_threshold": 0.5, "limit": None, **changes})
+        return Refusal(call=call, error=error, reads_numbers=numbers)
+
+    refusals = {
+        "boxes that aren't (B, 4)": refused(ShapeError, boxes=np.ones((3, 5))),
+        "another number of scores": refused(ShapeError, scores=np.ones(2)),
+        "boxes of integers": refused(DTypeError, boxes=np.ones((3, 4), np.int64)),
+        "a score that isn't a number": refused(ArgumentError, scores=np.array([1, np.nan, 0]), numbers=True),
+        "a threshold above 1": refused(ArgumentError, iou_threshold=1.5),
+        "a negative limit": refused(ArgumentError, limit=-1),
+    }
+    if grouped:
+        refusals["groups of floating point"] = refused(DTypeError, groups=np.ones(3))
+        refusals["another number of groups"] = refused(ShapeError, groups=np.zeros(2, np.int64))
+    return refusals
+
+
+WHY = "decisions: the order of operations is part of the specification, so every bit must be equal"
+
+CONTRACTS = (
+    Contract(operation=nms, inputs=_calls(False), edges=_edges(False), refusals=_refusals(False), why=WHY),
+    Contract(operation=batched_nms, inputs=_calls(True), edges=_edges(True), refusals=_refusals(True), why=WHY),
+)
