@@ -3,4 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-KERNELS: dict[str, Callable[..., Any]] = {}
+from refnet.kernels.cuda import conv2d
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "conv2d_forward": conv2d.conv2d_forward,
+    "conv2d_grad_input": conv2d.conv2d_grad_input,
+    "conv2d_grad_weight": conv2d.conv2d_grad_weight,
+}
