@@ -40,11 +40,20 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4
 #endif
 }
 
+// What is loaded and stored at once.
+template <class T, int n>
+struct alignas(sizeof(T) * n) Vector {
+  T v[n];
+};
+
 // Copy 4, 8 or 16 bytes from global to shared memory, or write zeros if `present` is false; done after copy_wait.
 template <int bytes>
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool present) {
-#ifdef REFNET_EMULATED
+#if defined(REFNET_EMULATED)
   emu_cp_async(shared, global, bytes, present ? bytes : 0);
+#elif __CUDA_ARCH__ < 800  // Turing copies through registers, at once
+  using Word = Vector<u32, bytes / 4>;
+  *static_cast<Word*>(shared) = present ? *static_cast<const Word*>(global) : Word{};
 #else
   u32 address = (u32)__cvta_generic_to_shared(shared);
   int size = present ? bytes : 0;
@@ -56,9 +65,9 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
 }
 
 __device__ __forceinline__ void copy_commit() {
-#ifdef REFNET_EMULATED
+#if defined(REFNET_EMULATED)
   emu_cp_commit();
-#else
+#elif __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;");
 #endif
 }
@@ -66,9 +75,9 @@ __device__ __forceinline__ void copy_commit() {
 // Wait until at most `pending` of this thread's groups of copies are still under way.
 template <int pending>
 __device__ __forceinline__ void copy_wait() {
-#ifdef REFNET_EMULATED
+#if defined(REFNET_EMULATED)
   emu_cp_wait(pending);
-#else
+#elif __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 #endif
 }

@@ -38,27 +38,39 @@ struct Task {
   int epilogue;  // bits of Epilogue
 };
 
-// Along one axis: position i of the result lies at pixel first + step i, and sees through tap index m, which is tap
-// `tap + tap_step m` of the weights, the source's pixel origin + stride i + dilation m.
+// The taps a, a + q, a + 2 q... of an axis, q = period, are those that one residue of the gradient to the input sees. It
+// meets them in falling order, and so they lie in weights that are packed for it: class a after class a - 1.
+struct TapClass {
+  int count, start;
+
+  __device__ __forceinline__ TapClass(const Axis& axis, int first) {
+    const int each = axis.taps / axis.period, more = axis.taps - each * axis.period;
+    count = each + (first < more);
+    start = first * each + min(first, more);
+  }
+};
+
+// Along one axis: position i of the result lies at pixel first + step i, and sees through its m-th tap the source's
+// pixel origin + stride i + dilation m.
 struct Walk {
-  int count, first, step, size, source, stride, origin, dilation, taps, tap, tap_step;
+  int count, first, step, size, source, stride, origin, dilation, taps, start;
 };
 
 __device__ __forceinline__ Walk forward_walk(const Axis& axis) {
-  return {axis.output, 0, 1, axis.output, axis.input, axis.stride, -axis.padding, axis.dilation, axis.taps, 0, 1};
+  return {axis.output, 0, 1, axis.output, axis.input, axis.stride, -axis.padding, axis.dilation, axis.taps, 0};
 }
 
 // The walk of the pixels residue, residue + stride... of the gradient to the input.
 __device__ __forceinline__ Walk backward_walk(const Axis& axis, int residue) {
   const int s = axis.stride, d = axis.dilation, q = axis.period;
-  Walk walk = {(axis.input - residue + s - 1) / s, residue, s, axis.input, axis.output, 1, 0, d * q / s, 0, 0, -q};
-  const int tapless = min(q, axis.taps);
+  Walk walk = {(axis.input - residue + s - 1) / s, residue, s, axis.input, axis.output, 1, 0, d * q / s, 0, 0};
   int first = 0;
-  while (first < tapless && (residue + axis.padding - d * first) % s != 0) first++;
-  if (first < tapless) {
-    walk.taps = (axis.taps - 1 - first) / q + 1;
-    walk.tap = first + q * (walk.taps - 1);
-    walk.origin = (residue + axis.padding - d * walk.tap) / s;
+  while (first < q && (residue + axis.padding - d * first) % s != 0) first++;
+  if (first < min(q, axis.taps)) {
+    const TapClass seen(axis, first);
+    walk.taps = seen.count;
+    walk.start = seen.start;
+    walk.origin = (residue + axis.padding - d * (first + q * (seen.count - 1))) / s;
   }
   return walk;
 }
@@ -86,11 +98,6 @@ struct Digits {
 };
 
 // ---- slices of the operands in shared memory -----------------------------------------------------------------------
-
-template <class T, int n>
-struct alignas(sizeof(T) * n) Vector {
-  T v[n];
-};
 
 // COUNT lines of LENGTH elements, with PAD more between them so that a warp's reads fall into different banks.
 template <class Element, int COUNT, int LENGTH, int PAD>
@@ -151,63 +158,32 @@ struct PatchLines {
   }
 };
 
-// A line for each tap and channel, in PatchLines' order: a row of the packed weights. A thread copies several pieces of
-// one line, so that it has to know one place only.
+// The lines of a matrix: rows of packed weights, in PatchLines' order, or the pixels of the gradient. A thread copies
+// several pieces of one line.
 template <class Layout, int VECTOR, int THREADS>
-struct WeightLines {
+struct MatrixLines {
   using T = typename Layout::T;
   static constexpr int SHARERS = THREADS / Layout::LINES, COUNT = Layout::WIDTH / VECTOR / SHARERS;
   static_assert(THREADS % Layout::LINES == 0 && Layout::WIDTH % (VECTOR * SHARERS) == 0, "threads share a line evenly");
-  const T* weights;
-  Walk rows, columns;
-  int taps_across, channels, pitch, width;
-  Digits at, slice;
+  const T* from;
+  int left, pitch, width;  // lines of the matrix from this thread's on
 
   static __device__ __forceinline__ int line() { return threadIdx.x / SHARERS; }
-  static __device__ __forceinline__ int position(int i) { return (threadIdx.x % SHARERS + i * SHARERS) * VECTOR; }
+  static __device__ __forceinline__ int position(int i) { return threadIdx.x % SHARERS * VECTOR + i * SHARERS * VECTOR; }
 
-  // `width` of the `pitch` columns of a row are the group's; its first is where `weights` point to.
-  __device__ __forceinline__ WeightLines(const T* weights, const Walk& rows, const Walk& columns, int taps_across,
-                                         int channels, int pitch, int width, int first_column, int first_product)
-      : weights(weights + first_column), rows(rows), columns(columns), taps_across(taps_across), channels(channels),
-        pitch(pitch), width(width - first_column), at(first_product + line(), columns.taps, channels),
-        slice(Layout::LINES, columns.taps, channels) {}
+  __device__ __forceinline__ MatrixLines(const T* matrix, int lines, int pitch, int width, int first_line,
+                                         int first_column)
+      : from(matrix + (i64)(first_line + line()) * pitch + first_column + position(0)),
+        left(lines - first_line - line()), pitch(pitch), width(width - first_column - position(0)) {}
 
   __device__ __forceinline__ void copy(T* to) {
-    const int row = rows.tap + at.high * rows.tap_step, column = columns.tap + at.middle * columns.tap_step;
-    const T* from = weights + ((row * taps_across + column) * channels + at.low) * pitch;
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
-      const bool present = at.high < rows.taps && position(i) < width;
-      copy_async<VECTOR * sizeof(T)>(to + Layout::at(line(), position(i)), present ? from + position(i) : weights,
-                                     present);
+      const int ahead = i * SHARERS * VECTOR;
+      copy_async<VECTOR * sizeof(T)>(to + Layout::at(line(), position(i)), from + ahead, left > 0 && ahead < width);
     }
-    at.add(slice, columns.taps, channels);
-  }
-};
-
-// A line for each pixel of the gradient: its channels.
-template <class Layout, int VECTOR, int THREADS>
-struct PixelLines {
-  using Own = Share<Layout, VECTOR, THREADS>;
-  using T = typename Layout::T;
-  const T* image;
-  int pixels, pixel_size;
-  bool inside;
-
-  __device__ __forceinline__ PixelLines(const T* image, int pixels, int pixel_size, int width, int first_column,
-                                        int first_pixel)
-      : image(image + first_column + Own::position() + (i64)first_pixel * pixel_size), pixels(pixels - first_pixel),
-        pixel_size(pixel_size), inside(first_column + Own::position() < width) {}
-
-  __device__ __forceinline__ void copy(T* to) {
-#pragma unroll
-    for (int i = 0; i < Own::COUNT; i++) {
-      const bool present = inside && Own::line(i) < pixels;
-      Own::copy(to, i, image + (present ? (i64)Own::line(i) * pixel_size : 0), present);
-    }
-    if (pixels > 0) image += (i64)Layout::LINES * pixel_size;
-    pixels -= Layout::LINES;
+    left -= Layout::LINES;
+    from += (i64)Layout::LINES * pitch;
   }
 };
 
@@ -252,6 +228,14 @@ struct TapLines {
 // Which index runs along a line of an operand's slice: the reduction's, or that of the result (row or column).
 enum Major { ALONG_REDUCTION, ALONG_RESULT };
 
+// Threads on a multiprocessor: each may have 128 of its 65536 registers, and on Turing, which copies through registers,
+// 256.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+static constexpr int RESIDENT = 256;
+#else
+static constexpr int RESIDENT = 512;
+#endif
+
 // Plain arithmetic: a thread has TM x TN sums, a warp of 4 x 8 threads a tile of 4 TM x 8 TN. The left operand's slice
 // may lie either way; the right one's lines run along columns.
 template <class T, Major MAJOR, int BM, int BN, int BK, int TM, int TN, int A_PAD, int B_PAD>
@@ -260,7 +244,7 @@ struct Simt {
   using Value = T;
   static constexpr int ROWS = BM, COLUMNS = BN, DEPTH = BK, CHUNK = 16 / sizeof(T), RUN = CHUNK;
   static constexpr int DOWN = BM / (4 * TM), ACROSS = BN / (8 * TN), THREADS = 32 * DOWN * ACROSS;
-  static constexpr int BLOCKS = 512 / THREADS;  // on a multiprocessor: of 65536 registers 128 a thread
+  static constexpr int BLOCKS = RESIDENT / THREADS;
   using A = Lines<T, (MAJOR == ALONG_REDUCTION ? BM : BK), (MAJOR == ALONG_REDUCTION ? BK : BM), A_PAD>;
   using B = Lines<T, BK, BN, B_PAD>;
   using Chunk = Vector<T, CHUNK>;
@@ -401,28 +385,34 @@ __global__ void __launch_bounds__(Atom::THREADS, VECTOR > 1 ? Atom::BLOCKS : 1)
   const int width = task.backward ? conv.channels : conv.outputs;
   const int tiles = (width + Atom::COLUMNS - 1) / Atom::COLUMNS, group = blockIdx.y;
   const int part = blockIdx.z % task.splits, residue = blockIdx.z / task.splits;
-  const int across = min(conv.x.stride, conv.x.input);
-  Walk rows = task.backward ? backward_walk(conv.y, residue / across) : forward_walk(conv.y);
-  Walk columns = task.backward ? backward_walk(conv.x, residue % across) : forward_walk(conv.x);
-  if (rows.taps == 0 || columns.taps == 0) rows.taps = 0, columns.taps = 1;  // nothing is seen: y is zero
-
+  // one thread an axis finds out how it is walked; being looked up again at the end, it holds no registers meanwhile
+  __shared__ Walk walks[2];
+  if (threadIdx.x < 2) {
+    const Axis axis = threadIdx.x ? conv.x : conv.y;
+    const int across = min(conv.x.stride, conv.x.input), place = threadIdx.x ? residue % across : residue / across;
+    walks[threadIdx.x] = task.backward ? backward_walk(axis, place) : forward_walk(axis);
+  }
+  __syncthreads();
   const int first_row = blockIdx.x / tiles * Atom::ROWS, first_column = blockIdx.x % tiles * Atom::COLUMNS;
-  const int pixels = conv.images * rows.count * columns.count;
+  const int pixels = conv.images * walks[0].count * walks[1].count;
   if (first_row >= pixels) return;  // a residue of fewer pixels than the first
-  const int first_product = part * task.slices * Atom::DEPTH;
-  const int products = rows.taps * columns.taps * channels;
-  const int slices = min(task.slices, (products - first_product + Atom::DEPTH - 1) / Atom::DEPTH);
 
   Atom atom;
+  const int products = walks[0].taps * walks[1].taps * channels, first_product = part * task.slices * Atom::DEPTH;
+  const int slices = min(task.slices, (products - first_product + Atom::DEPTH - 1) / Atom::DEPTH);
   if (slices > 0) {
+    const Walk rows = walks[0], columns = walks[1];
+    const int first_line = (rows.start * conv.x.taps + rows.taps * columns.start) * channels;
+    const int pitch = conv.groups * task.columns;
     PatchLines<typename Atom::A, VECTOR, Atom::THREADS> a(image + group * channels, rows, columns, conv.images,
                                                           channels, conv.groups, first_row, first_product);
-    WeightLines<typename Atom::B, Atom::CHUNK, Atom::THREADS> b(
-        weights + group * task.columns, rows, columns, conv.x.taps, channels, conv.groups * task.columns, task.columns,
-        first_column, first_product);
+    MatrixLines<typename Atom::B, Atom::CHUNK, Atom::THREADS> b(weights + (i64)first_line * pitch + group * task.columns,
+                                                                products, pitch, task.columns, first_product, first_column);
     accumulate<Atom, STAGES>(atom, a, b, slices);
   }
 
+  const Walk &rows = walks[0], &columns = walks[1];
+  const bool direct = rows.step == 1 && columns.step == 1;
   const int pitch = conv.groups * width;
   const bool aligned = width % Atom::RUN == 0;
   const Epilogue<T> epilogue = {scale, shift, residual, task.epilogue};
@@ -430,7 +420,7 @@ __global__ void __launch_bounds__(Atom::THREADS, VECTOR > 1 ? Atom::BLOCKS : 1)
   atom.visit_runs([&](int i, int j, const T* values) {
     int pixel = first_row + i;
     if (pixel >= pixels) return;
-    if (rows.step != 1 || columns.step != 1) {
+    if (!direct) {
       const Digits place(pixel, rows.count, columns.count);
       pixel = (place.high * rows.size + rows.first + place.middle * rows.step) * columns.size + columns.first +
               place.low * columns.step;
@@ -457,8 +447,8 @@ __global__ void __launch_bounds__(Atom::THREADS, VECTOR > 1 ? Atom::BLOCKS : 1)
   if (slices > 0) {
     TapLines<typename Atom::A, VECTOR, Atom::THREADS> a(image + group * conv.channels, rows, columns, conv.images,
                                                         conv.channels, conv.groups, first_row, first_pixel);
-    PixelLines<typename Atom::B, VECTOR, Atom::THREADS> b(gradient + group * conv.outputs, pixels, pitch, conv.outputs,
-                                                          first_column, first_pixel);
+    MatrixLines<typename Atom::B, VECTOR, Atom::THREADS> b(gradient + group * conv.outputs, pixels, pitch, conv.outputs,
+                                                           first_pixel, first_column);
     accumulate<Atom, STAGES>(atom, a, b, slices);
   }
 
@@ -490,30 +480,39 @@ __global__ void add_splits(int splits, u32 count, int channels, int steps, const
 
 // How weights (taps, channels, groups * outputs) are laid out anew; extents and offsets in elements, per group.
 struct Packing {
-  int taps, channels, outputs, groups, all_channels, all_outputs;  // all_: with zeros to whole vectors
+  int all_channels, all_outputs;  // with zeros to whole vectors
   int tap_stride, group_stride, channel_stride, output_stride;
+  int backward;  // taps in the order of their classes
 };
 
 // Weights as an atom wants them. A tile of 32 x 32 goes through shared memory, so that both sides are read and
 // written along lines. Blocks: tiles of channels, tiles of outputs, taps and groups.
 template <class T, class Packed>
-__global__ void pack_weights(Packing packing, const T* __restrict__ weights, Packed* __restrict__ packed) {
+__global__ void pack_weights(Convolution conv, Packing packing, const T* __restrict__ weights,
+                             Packed* __restrict__ packed) {
   __shared__ T tile[32][33];
   const int first_channel = blockIdx.x * 32, first_output = blockIdx.y * 32;
-  const int tap = blockIdx.z % packing.taps, group = blockIdx.z / packing.taps;
+  const int group = blockIdx.z % conv.groups, tap = blockIdx.z / conv.groups;
   for (int i = threadIdx.y; i < 32; i += blockDim.y) {
     const int channel = first_channel + i, output = first_output + threadIdx.x;
-    const int row = tap * packing.channels + channel, pitch = packing.groups * packing.outputs;
-    const bool present = channel < packing.channels && output < packing.outputs;
-    tile[i][threadIdx.x] = present ? weights[row * pitch + group * packing.outputs + output] : T(0);
+    const int row = tap * conv.channels + channel, pitch = conv.groups * conv.outputs;
+    const bool present = channel < conv.channels && output < conv.outputs;
+    tile[i][threadIdx.x] = present ? weights[row * pitch + group * conv.outputs + output] : T(0);
   }
   __syncthreads();
+  int slot = tap;
+  if (packing.backward) {
+    const int a = tap / conv.x.taps, b = tap % conv.x.taps;
+    const TapClass rows(conv.y, a % conv.y.period), columns(conv.x, b % conv.x.period);
+    slot = rows.start * conv.x.taps + rows.count * columns.start;
+    slot += (rows.count - 1 - a / conv.y.period) * columns.count + columns.count - 1 - b / conv.x.period;
+  }
   const bool turned = packing.channel_stride == 1;
   for (int i = threadIdx.y; i < 32; i += blockDim.y) {
     const int c = turned ? threadIdx.x : i, o = turned ? i : threadIdx.x;
     const int channel = first_channel + c, output = first_output + o;
     if (channel < packing.all_channels && output < packing.all_outputs)
-      packed[tap * packing.tap_stride + group * packing.group_stride + channel * packing.channel_stride +
+      packed[slot * packing.tap_stride + group * packing.group_stride + channel * packing.channel_stride +
              output * packing.output_stride] = (Packed)tile[c][o];
   }
 }

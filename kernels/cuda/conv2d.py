@@ -54,8 +54,7 @@ class _Packing(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int)
         for name in (
-            "taps", "channels", "outputs", "groups", "all_channels", "all_outputs",
-            "tap_stride", "group_stride", "channel_stride", "output_stride",
+            "all_channels", "all_outputs", "tap_stride", "group_stride", "channel_stride", "output_stride", "backward",
         )
     ]  # fmt: skip
 
@@ -326,7 +325,7 @@ def _plan(operation: Operation, shape: Shape, dtype: str, forced: Forced) -> Pla
             depth = blocks(products, tile.depth)
             for splits in (forced.splits,) if forced.splits else _splits(operation, shape, depth):
                 slices = max(1, blocks(depth, splits))
-                clocks = blocks(grid * splits, MULTIPROCESSORS) * tile.rows * tile.columns
+                clocks: float = blocks(grid * splits, MULTIPROCESSORS) * tile.rows * tile.columns
                 clocks *= (slices * tile.depth + PROLOGUE) / tile.rate
                 clocks *= 1 if vector > 1 else SCALAR
                 if splits > 1:
@@ -418,7 +417,7 @@ def conv2d_grad_weight(
     _check_gradient(what, shape, grad_output)
     xp = namespace(x, grad_output)
     dtype = _dtype(what, x, grad_output)
-    grad = xp.empty(w_shape, dtype)
+    grad: Array = xp.empty(w_shape, dtype)
     if grad.size == 0:
         return grad
     chosen = plan("grad_weight", shape, dtype)
@@ -453,7 +452,7 @@ def _correlate(
     given = [array for array in (scale, shift, residual) if array is not None]
     xp = namespace(image, w, *given)
     dtype = _dtype(what, image, w, *given)
-    y = xp.empty(y_shape, dtype)
+    y: Array = xp.empty(y_shape, dtype)
     if y.size == 0:
         return y
     chosen = plan(operation, shape, dtype)
@@ -494,26 +493,24 @@ def _workspace(xp: Any, chosen: Plan, operation: Operation, shape: Shape) -> tup
 
 
 def _pack(xp: Any, operation: Operation, shape: Shape, chosen: Plan, w: Array, packed: Array) -> Array:
-    """Weights as WeightLines reads them: (taps, channels of the source, groups of columns of the result)."""
+    """Weights as MatrixLines reads them: (taps, channels of the source, groups of columns of the result)."""
     kind = {"float32": "float", "float64": "double"}[chosen.tile.dtype]
     pitch = shape.groups * chosen.columns
     backward = operation == "grad_input"
     reduced = shape.outputs if backward else shape.channels
     packing = _Packing(
-        taps=shape.taps,
-        channels=shape.channels,
-        outputs=shape.outputs,
-        groups=shape.groups,
         all_channels=chosen.columns if backward else shape.channels,
         all_outputs=shape.outputs if backward else chosen.columns,
         tap_stride=reduced * pitch,
         group_stride=chosen.columns,
         channel_stride=1 if backward else pitch,
         output_stride=pitch if backward else 1,
+        backward=backward,
     )
     grid = (blocks(packing.all_channels, 32), blocks(packing.all_outputs, 32), shape.taps * shape.groups)
     packed = packed[: shape.taps * reduced * pitch]
-    PROGRAM.launch(xp, f"pack_weights<{kind}, {kind}>", grid, (32, 8), (packing, w, packed), outputs=(2,))
+    arguments = (shape.structure(), packing, w, packed)
+    PROGRAM.launch(xp, f"pack_weights<{kind}, {kind}>", grid, (32, 8), arguments, outputs=(3,))
     return packed
 
 
@@ -539,7 +536,7 @@ def _dtype(what: str, *arrays: Array) -> str:
 def _aligned(array: Array) -> Array:
     """`array` in C order, from a multiple of 16 bytes on: a copy, if it isn't so already."""
     array = ready(array)
-    pointer = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr  # type: ignore[attr-defined]
+    pointer = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
     return array if pointer % VECTOR == 0 else array.copy()
 
 
