@@ -73,6 +73,19 @@ def namespace(*values: object) -> Any:
     return sys.modules[_common_home(values, "arrays")]
 
 
+def library(device: str) -> Any:
+    """The module that makes arrays on `device`, ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        DeviceError: CuPy hasn't been imported; who wants a GPU does that.
+    """
+    if device == "cpu":
+        return np
+    if "cupy" not in sys.modules:
+        raise DeviceError(f"{device}: arrays on a GPU are CuPy's, and nobody has imported it")
+    return sys.modules["cupy"]
+
+
 def to_host(array: Any) -> Array:
     """`array` as a NumPy array; a copy, for which the host waits, only if it lives on another device."""
     if isinstance(array, np.ndarray):
@@ -81,20 +94,19 @@ def to_host(array: Any) -> Array:
     return host
 
 
-def together_to_host(*arrays: Any) -> tuple[Array, ...]:
-    """Arrays of one device as NumPy arrays, for all of which the host waits once."""
-    return Download(*arrays).wait() if device_of(arrays) != "cpu" else arrays
+def together_to_host(*arrays: Any) -> tuple[Any, ...]:
+    """Arrays of one device as NumPy arrays, for all of which the host waits once; None stays None."""
+    if device_of(arrays) == "cpu":
+        return arrays
+    fetched = iter(Download(*(array for array in arrays if array is not None)).wait())
+    return tuple(None if array is None else next(fetched) for array in arrays)
 
 
 def on_device_of(array: Any, reference: Any) -> Array:
-    """`array` where `reference` lives: itself if it is there, else a copy, for which the host doesn't wait.
-
-    Raises:
-        DeviceError: `array` lives on another device than the host and `reference`.
-    """
+    """`array` where `reference` lives: itself if it is there, else a copy; the host waits for one to itself only."""
     xp = namespace(reference)
-    if xp is np and not isinstance(array, np.ndarray):
-        raise DeviceError("on_device_of: an array of a device comes to the host by to_host only")
+    if xp is np:
+        return to_host(array)
     moved: Array = xp.asarray(array)
     return moved
 

@@ -31,6 +31,8 @@ from typing import Any
 
 import numpy as np
 
+from refnet import arrays
+
 
 @dataclass(slots=True)
 class Counts:
@@ -97,10 +99,11 @@ _stream = _Stream()
 
 
 def _caller() -> str:
-    """The innermost line outside this file, and outside of libraries that wrap functions."""
+    """The innermost line that is neither here, nor in :mod:`refnet.arrays`, nor in a library that wraps functions."""
     for frame in reversed(traceback.extract_stack()):
-        if frame.filename != __file__ and Path(frame.filename).is_file() and "site-packages" not in frame.filename:
-            return f"{Path(frame.filename).name}:{frame.lineno}"
+        path = Path(frame.filename)
+        if frame.filename not in (__file__, arrays.__file__) and path.is_file() and "site-packages" not in path.parts:
+            return f"{path.name}:{frame.lineno}"
     return "?"
 
 
@@ -359,7 +362,7 @@ def _indices(index: Any) -> Any:
             found.append(part._host)
             advanced = True
         elif isinstance(part, list):
-            if not all(isinstance(entry, int | np.integer) for entry in part):
+            if np.asarray(part).dtype.kind != "i" and part:
                 raise TypeError(f"Unsupported index {part!r}")
             _stream.note(uploads=1)
             found.append(np.asarray(part, np.int64))

@@ -15,12 +15,12 @@ There is no flag for training or inference: what differs between them is an argu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from refnet.arrays import Array, is_array, namespace
+from refnet.arrays import Array, is_array, library, namespace, on_device_of
 from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, CheckpointError, DTypeError
 
@@ -94,12 +94,27 @@ class Module:
         target = np.dtype(dtype)
         if target not in (np.float32, np.float64):
             raise DTypeError(f"astype: expected float32 or float64, got {target}")
+        self._replace(lambda array: array.astype(target, copy=False) if array.dtype.kind == "f" else array)
+
+    def to(self, device: str) -> None:
+        """Move every parameter and buffer to `device`, ``"cpu"`` or ``"cuda"``, and forget the gradients.
+
+        The arrays are new ones, so make the optimiser afterwards.
+
+        Raises:
+            DeviceError: nobody has imported CuPy.
+        """
+        there = library(device).empty(0)
+        self._replace(lambda array: on_device_of(array, there))
+
+    def _replace(self, change: Callable[[Array], Array]) -> None:
+        """Put what `change` makes of each parameter's and buffer's array into its place."""
         for name, owner, value in list(self._values()):
             if isinstance(value, Parameter):
-                value.data = value.data.astype(target, copy=False)
+                value.data = change(value.data)
                 value.grad = None
-            elif value.dtype.kind == "f":
-                setattr(owner, name.rpartition(".")[2], value.astype(target, copy=False))
+            else:
+                setattr(owner, name.rpartition(".")[2], change(value))
 
     def zero_grad(self) -> None:
         """Forget the gradient of every parameter."""
@@ -155,7 +170,7 @@ def _array(value: Parameter | Array) -> Array:
 def copy_state(
     targets: Mapping[str, Array], state: Mapping[str, Array], *, strict: bool = True, what: str
 ) -> list[str]:
-    """Copy the arrays of `state` into those of `targets` that have the same names; all of them or none.
+    """Copy the arrays of `state` into those of `targets` that have the same names, wherever they live; all or none.
 
     Returns:
         The names of `targets` that `state` hasn't; none if `strict`.
@@ -176,5 +191,5 @@ def copy_state(
         raise CheckpointError(f"{what}: {len(problems)} values don't agree:\n  " + "\n  ".join(problems))
     for name, value in state.items():
         if name in targets:
-            targets[name][...] = value
+            targets[name][...] = on_device_of(value, targets[name])
     return missing

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from refnet.arrays import Array
+from refnet.arrays import Array, on_device_of
 from refnet.autograd import Tensor
 from refnet.ops import concatenate, reshape, take
 from refnet.rcnn.boxes import Extent, clip_tensor, decode_tensor, encode_tensor, widen, widened_window
@@ -42,9 +42,13 @@ def attach_box_targets(
     positions = rois.foreground[proposed]
     image, source = rois.images[positions], rois.sources[positions]
     deltas = reshape(concatenate(rpn.deltas, axis=1), (-1, 4))[image * len(anchors) + source]
-    boxes = decode_tensor(deltas, Tensor(widen(anchors[source], extent)), config.delta_std, config.delta_clamp)
+    references, goals, constants = (
+        Tensor(on_device_of(array, deltas.data))
+        for array in (widen(anchors[source], extent), widen(rois.objects[proposed], extent), rois.deltas)
+    )
+    boxes = decode_tensor(deltas, references, config.delta_std, config.delta_clamp)
     boxes = clip_tensor(boxes, widened_window(images.borders(config.clip)[image], extent))
-    targets = encode_tensor(Tensor(widen(rois.objects[proposed], extent)), boxes, delta_std)
+    targets = encode_tensor(goals, boxes, delta_std)
     order = np.arange(len(rois.boxes))
     order[positions] = len(order) + np.arange(len(positions))
-    return replace(rois, deltas=take(concatenate([Tensor(rois.deltas), targets]), order))
+    return replace(rois, deltas=take(concatenate([constants, targets]), order))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from refnet.arrays import Array
-from refnet.autograd import Tensor, no_grad
+from refnet.arrays import Array, namespace, together_to_host
+from refnet.autograd import Tensor, index_beside, no_grad
 from refnet.ops import batched_nms, resize_bicubic, resize_bilinear, sigmoid, softmax
 from refnet.rcnn.boxes import Extent, clip_widened, decode, is_at_least, narrow, widen
 from refnet.rcnn.config import BoxHeadConfig, DetectionConfig, KeypointHeadConfig, MaskHeadConfig
@@ -23,7 +23,7 @@ def select_detections(
     *,
     extent: Extent = "continuous",
 ) -> list[Detections]:
-    """The objects of each image, without masks, boxes still in pixels of the network's input.
+    """The objects of each image, on the host, without masks, boxes still in pixels of the network's input.
 
     Args:
         output: of the box head, for the proposals of all images in a row.
@@ -32,7 +32,7 @@ def select_detections(
     Choice: a region may become an object of every class whose score passes the threshold, or of its best class
     only. Boxes of one class suppress each other either way.
     """
-    scores, deltas = class_scores(output.class_logits, head), output.deltas.data
+    scores, deltas = together_to_host(class_scores(output.class_logits, head), output.deltas.data)
     found, start = [], 0
     for index, boxes in enumerate(proposals):
         rows = slice(start, start + len(boxes))
@@ -53,7 +53,7 @@ def class_scores(logits: Float[Tensor, "R K1"], head: BoxHeadConfig) -> Float[Ar
     """The probability of each class, 0 the background, wherever the logits keep it."""
     with no_grad():
         scores = softmax(logits, axis=1).data
-    return scores if head.background == "first" else np.roll(scores, 1, axis=1)
+    return scores if head.background == "first" else namespace(scores).roll(scores, 1, axis=1)
 
 
 def _candidates(scores: Float[Array, "R K1"], config: DetectionConfig) -> tuple[Int[Array, " D"], Int[Array, " D"]]:
@@ -76,7 +76,7 @@ def own_masks(
 ) -> Float[Array, "D S S"]:
     """The mask probabilities of each detection for its own class."""
     channel = class_channel(classes, head.background, mask.class_agnostic)
-    own: Array = logits.data[np.arange(len(classes)), :, :, channel]
+    own: Array = logits.data[index_beside(logits.data, (np.arange(len(classes)), slice(None), slice(None), channel))]
     with no_grad():
         return sigmoid(Tensor(own)).data
 

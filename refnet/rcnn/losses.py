@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from refnet.arrays import Array
+from refnet.arrays import Array, namespace, on_device_of, together_to_host
 from refnet.autograd import Tensor
 from refnet.ops import (
     binary_cross_entropy_with_logits,
@@ -50,20 +50,24 @@ class Losses:
     keypoint: Tensor | None
     total: Tensor
 
-    def as_dict(self) -> dict[str, float]:
-        """Their values by the names they have in the literature."""
-        values = {
-            "loss": self.total.item(),
-            "rpn_class_loss": self.rpn_class.item(),
-            "rpn_box_loss": self.rpn_box.item(),
-            "class_loss": self.class_.item(),
-            "box_loss": self.box.item(),
+    def named(self) -> dict[str, Tensor]:
+        """They by the names they have in the literature."""
+        losses = {
+            "loss": self.total,
+            "rpn_class_loss": self.rpn_class,
+            "rpn_box_loss": self.rpn_box,
+            "class_loss": self.class_,
+            "box_loss": self.box,
+            "mask_loss": self.mask,
+            "keypoint_loss": self.keypoint,
         }
-        if self.mask is not None:
-            values["mask_loss"] = self.mask.item()
-        if self.keypoint is not None:
-            values["keypoint_loss"] = self.keypoint.item()
-        return values
+        return {name: loss for name, loss in losses.items() if loss is not None}
+
+    def as_dict(self) -> dict[str, float]:
+        """Their values by name."""
+        losses = self.named()
+        values = together_to_host(*(loss.data for loss in losses.values()))
+        return {name: float(value) for name, value in zip(losses, values, strict=True)}
 
 
 def rpn_losses(rpn: RpnOutput, targets: AnchorTargets, config: LossConfig) -> tuple[Tensor, Tensor]:
@@ -119,7 +123,8 @@ def box_losses(output: BoxOutput, rois: Rois, config: LossConfig, head: BoxHeadC
     channel = class_channel(rois.classes[foreground], head.background, head.class_agnostic)
     deltas = output.deltas[foreground, channel]  # F 4
     difference = deltas - rois.deltas[foreground]
-    box_loss = smooth_l1(difference, np.zeros_like(difference.data), beta=config.box_beta, reduction="sum")
+    zeros = np.zeros(difference.shape, difference.dtype)
+    box_loss = smooth_l1(difference, zeros, beta=config.box_beta, reduction="sum")
     count = len(taking_part) if config.box_denominator == "sampled" else 4 * len(foreground)
     return class_loss, box_loss / float(max(count, 1))
 
@@ -140,10 +145,10 @@ def _active_cross_entropy(
     if head.background == "last":
         predicted = (predicted + 1) % logits.shape[1]
     row = images if config.active_classes == "own_image" else np.zeros_like(images)
+    active, row = on_device_of(active, predicted), on_device_of(row, predicted)
     counted = active[row, predicted].astype(logits.dtype)
-    count = float(counted.sum())
-    if not count:
-        count = 1.0 if config.active_classes == "own_image" else float("nan")
+    none = 1.0 if config.active_classes == "own_image" else float("nan")
+    count: Array = namespace(counted).where(counted.any(), counted.sum(), none).astype(logits.dtype)
     return add_up(cross_entropy(logits, wanted, reduction="none") * counted) / count
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from refnet.arrays import Array
+from refnet.arrays import Array, on_device_of, together_to_host
 from refnet.autograd import Tensor, no_grad
 from refnet.errors import ArgumentError
 from refnet.nn import Module
@@ -92,6 +92,10 @@ class MaskRCNN(Module):
         shapes = [(p.shape[1], p.shape[2]) for p in pyramid]
         return make_anchors(shapes, images.size, self.config.anchors, self.dtype)
 
+    def _input(self, images: ImageBatch) -> Float[Tensor, "N H W C"]:
+        """The pixels where the weights live."""
+        return Tensor(on_device_of(images.pixels, self.rpn.objectness.weight.data))
+
     def losses(
         self,
         images: Sequence[Shaped[Array, "_ _ _"]],
@@ -104,6 +108,9 @@ class MaskRCNN(Module):
         """The losses on a batch of images of any sizes; ``losses(...).total.backward()`` gives all gradients.
 
         Batch norms, where the config has any, use the batch's statistics and move their running ones.
+
+        On a device all that carries gradients lives there. Anchors, targets and samples are drawn on the host, so they
+        are those that a CPU would draw; it waits once, for the proposals.
 
         Args:
             images: (H, W, C) each, values 0 to 255.
@@ -123,7 +130,7 @@ class MaskRCNN(Module):
         batch = see("input", self.prepare(images, rng=rng))
         truth = see("truth", prepare_truth(truth, batch, config.input))
         self._check_truth(truth)
-        features = see("backbone", self.backbone(Tensor(batch.pixels), training=True))
+        features = see("backbone", self.backbone(self._input(batch), training=True))
         pyramid = see("fpn", self.fpn(features, training=True))
         rpn = see("rpn", self.rpn(pyramid))
         anchors = see("anchors", self.anchors(pyramid, batch))
@@ -168,12 +175,15 @@ class MaskRCNN(Module):
     def detect(self, images: Sequence[Shaped[Array, "_ _ _"]], *, trace: Trace = NO_TRACE) -> list[Detections]:
         """The objects in images (H, W, C) of any sizes, values 0 to 255; boxes, masks and keypoints in their own pixels.
 
+        They are on the host, which waits for a device three times: for proposals, for scores and boxes, for masks and
+        keypoints.
+
         `trace` receives every intermediate by name.
         """
         config, see = self.config, trace
         with no_grad():
             batch = see("input", self.prepare(images))
-            features = see("backbone", self.backbone(Tensor(batch.pixels), training=False))
+            features = see("backbone", self.backbone(self._input(batch), training=False))
             pyramid = see("fpn", self.fpn(features, training=False))
             rpn = see("rpn", self.rpn(pyramid))
             anchors = see("anchors", self.anchors(pyramid, batch))
@@ -255,13 +265,17 @@ def finish(
 ) -> list[Detections]:
     """The detections in pixels of the images as they were given, with their masks and keypoints."""
     ends = np.cumsum([len(entry) for entry in found])[:-1]  # of each image's detections in the row of all
-    masks: list[Any] = [None] * len(found)
+    own = maps = None
     if mask_logits is not None:
         classes = np.concatenate([entry.classes for entry in found])
-        masks = np.split(own_masks(mask_logits, classes, config.box_head, config.mask_head), ends)
+        own = own_masks(mask_logits, classes, config.box_head, config.mask_head)
     if keypoint_logits is not None:
+        maps = keypoint_logits.data
+    own, maps = together_to_host(own, maps)
+    masks: list[Any] = [None] * len(found) if own is None else np.split(own, ends)
+    if maps is not None:
         joined = np.concatenate([entry.boxes for entry in found])
-        parts = decode_keypoints(keypoint_logits.data, joined, config.keypoint_head)
+        parts = decode_keypoints(maps, joined, config.keypoint_head)
         points, scores = (np.split(part, ends) for part in parts)
         found = [
             replace(entry, keypoints=own, keypoint_scores=score)

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from refnet.arrays import Array
+from refnet.arrays import Array, on_device_of
 from refnet.errors import WeightsError
 from refnet.nn import match_names
 from refnet.rcnn.model import MaskRCNN
@@ -272,4 +272,5 @@ class _Plan:
             if name in self.constants:
                 target[...] = self.constants[name]
             elif name in self.entries and name not in self.excluded:
-                target[...] = self.layout.from_file(name, self.tensors[self.entries[name]])
+                values = self.layout.from_file(name, self.tensors[self.entries[name]])
+                target[...] = on_device_of(values, target)
