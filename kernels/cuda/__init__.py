@@ -3,10 +3,22 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cuda import conv2d
+from refnet.kernels.cuda import dense, pooling, resize
 
 KERNELS: dict[str, Callable[..., Any]] = {
-    "conv2d_forward": conv2d.conv2d_forward,
-    "conv2d_grad_input": conv2d.conv2d_grad_input,
-    "conv2d_grad_weight": conv2d.conv2d_grad_weight,
+    "affine_forward": dense.affine_forward,
+    "affine_grad_input": dense.affine_grad_input,
+    "affine_grad_parameters": dense.affine_grad_parameters,
+    "batch_norm_forward": dense.batch_norm_forward,
+    "batch_norm_grad": dense.batch_norm_grad,
+    "frozen_batch_norm_affine": dense.frozen_batch_norm_affine,
+    "max_pool2d_forward": pooling.max_pool2d_forward,
+    "max_pool2d_grad": pooling.max_pool2d_grad,
+    "relu_forward": dense.relu_forward,
+    "relu_grad": dense.relu_grad,
+    "resize_bilinear_forward": resize.resize_bilinear_forward,
+    "resize_bilinear_grad": resize.resize_bilinear_grad,
+    "resize_nearest_forward": resize.resize_nearest_forward,
+    "resize_nearest_grad": resize.resize_nearest_grad,
+    "upsample_add_forward": resize.upsample_add_forward,
 }

@@ -13,6 +13,7 @@ from refnet.ops.batch_norm import (
     batch_norm_forward,
     batch_norm_grad,
     frozen_batch_norm,
+    frozen_batch_norm_affine,
 )
 from refnet.ops.binary_cross_entropy import binary_cross_entropy_with_logits
 from refnet.ops.conv2d import conv2d, conv2d_forward, conv2d_grad_input, conv2d_grad_weight
@@ -30,7 +31,18 @@ from refnet.ops.linear import linear, matmul
 from refnet.ops.nms import batched_nms, batched_nms_padded, nms
 from refnet.ops.pooling import avg_pool2d, max_pool2d, max_pool2d_forward, max_pool2d_grad
 from refnet.ops.reductions import max, mean, sum
-from refnet.ops.resize import resize_bicubic, resize_bilinear, resize_nearest, upsample_nearest
+from refnet.ops.resize import (
+    resize_bicubic,
+    resize_bilinear,
+    resize_bilinear_forward,
+    resize_bilinear_grad,
+    resize_nearest,
+    resize_nearest_forward,
+    resize_nearest_grad,
+    upsample_add,
+    upsample_add_forward,
+    upsample_nearest,
+)
 from refnet.ops.roi_align import roi_align, roi_align_forward, roi_align_grad_boxes, roi_align_grad_features
 from refnet.ops.roi_pool import roi_pool, roi_pool_forward, roi_pool_grad
 from refnet.ops.shape import concatenate, pad, reshape, stack, take, transpose
@@ -63,6 +75,7 @@ __all__ = [
     "dropout",
     "exp",
     "frozen_batch_norm",
+    "frozen_batch_norm_affine",
     "leaky_relu",
     "linear",
     "log",
@@ -84,7 +97,11 @@ __all__ = [
     "reshape",
     "resize_bicubic",
     "resize_bilinear",
+    "resize_bilinear_forward",
+    "resize_bilinear_grad",
     "resize_nearest",
+    "resize_nearest_forward",
+    "resize_nearest_grad",
     "roi_align",
     "roi_align_forward",
     "roi_align_grad_boxes",
@@ -100,5 +117,7 @@ __all__ = [
     "sum",
     "take",
     "transpose",
+    "upsample_add",
+    "upsample_add_forward",
     "upsample_nearest",
 ]

@@ -78,6 +78,20 @@ def affine_grad_parameters(
     return (grad_output * x).sum(axis=axes), grad_output.sum(axis=axes)
 
 
+@kernel_op
+def frozen_batch_norm_affine(
+    gamma: Float[Array, " C"],
+    beta: Float[Array, " C"],
+    mean: Float[Array, " C"],
+    variance: Float[Array, " C"],
+    *,
+    epsilon: float,
+) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
+    """scale = gamma / sqrt(variance + epsilon) and shift = beta - scale · mean, as which frozen normalisation acts."""
+    scale = gamma * (1 / np.sqrt(variance + epsilon))
+    return scale, beta - scale * mean
+
+
 class BatchNorm(Function):
     """batch_norm_forward and its three gradients; `mean` and `variance` are what it normalised by."""
 
@@ -91,20 +105,20 @@ class BatchNorm(Function):
 
 
 class FrozenBatchNorm(Function):
-    """affine_forward with scale = gamma / sqrt(variance + epsilon) and shift = beta - scale · mean."""
+    """affine_forward with the scale and shift of frozen_batch_norm_affine."""
 
     def forward(self, x: Array, gamma: Array, beta: Array, *, mean: Array, variance: Array, epsilon: float) -> Array:
-        self.x, self.mean = x, mean
-        self.rate: Array = 1 / namespace(x).sqrt(variance + epsilon)
-        self.scale = gamma * self.rate
-        return affine_forward(x, self.scale, beta - self.scale * mean)
+        self.x, self.mean, self.variance, self.epsilon = x, mean, variance, epsilon
+        self.scale, shift = frozen_batch_norm_affine(gamma, beta, mean, variance, epsilon=epsilon)
+        return affine_forward(x, self.scale, shift)
 
     def backward(self, grad_output: Array) -> Gradients:
         grad_x = affine_grad_input(grad_output, self.scale) if self.needs_grad[0] else None
         if not (self.needs_grad[1] or self.needs_grad[2]):
             return grad_x, None, None
         grad_scale, grad_shift = affine_grad_parameters(grad_output, self.x)
-        return grad_x, (grad_scale - grad_shift * self.mean) * self.rate, grad_shift
+        rate = 1 / namespace(grad_scale).sqrt(self.variance + self.epsilon)
+        return grad_x, (grad_scale - grad_shift * self.mean) * rate, grad_shift
 
 
 def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, *, epsilon: float) -> tuple[Tensor, Array, Array]:

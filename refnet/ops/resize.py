@@ -9,12 +9,15 @@ at the distance of each source row from the sampled coordinate, for bicubic inte
 (Keys 1981, eq. 4); for nearest neighbour it holds a single one.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
 
 from refnet.arrays import Array, namespace
 from refnet.autograd import Function, Gradients, Tensor
 from refnet.errors import ShapeError
+from refnet.kernel_op import kernel_op
 from refnet.ops.conv2d import Pair, as_pair
 
 
@@ -41,33 +44,95 @@ def _resample(
     return y
 
 
-class ResizeNearest(Function):
-    """Every output pixel copies one source pixel; the adjoint adds the copies up."""
+@kernel_op
+def resize_bilinear_forward(x: Float[Array, "N H W C"], *, size: Pair, align_corners: bool) -> Float[Array, "N P Q C"]:
+    """`x` resampled to `size` by the two matrices of :func:`bilinear`."""
+    return _resample(x, *_bilinear_matrices((x.shape[1], x.shape[2]), size, align_corners, x.dtype))
 
-    def forward(self, x: Float[Array, "N H W C"], *, size: Pair) -> Float[Array, "N P Q C"]:
-        self.source, self.size = x.shape[1:3], size
-        factors = _whole_factors(self.source, size)
-        if factors is not None:
-            return x.repeat(factors[0], axis=1).repeat(factors[1], axis=2)
-        xp = namespace(x)
-        rows, columns = (xp.asarray(nearest(*extents)) for extents in zip(self.source, size, strict=True))
-        y: Array = x.take(rows, axis=1).take(columns, axis=2)
-        return y
+
+@kernel_op
+def resize_bilinear_grad(
+    grad_output: Float[Array, "N P Q C"], *, source: Pair, align_corners: bool
+) -> Float[Array, "N H W C"]:
+    """The adjoint of resize_bilinear_forward for images of `source` (rows, columns)."""
+    size = (grad_output.shape[1], grad_output.shape[2])
+    rows, columns = _bilinear_matrices(source, size, align_corners, grad_output.dtype)
+    return _resample(grad_output, rows.T, columns.T)
+
+
+def _bilinear_matrices(
+    source: Pair, size: Pair, align_corners: bool, dtype: np.dtype[Any]
+) -> tuple[Float[Array, "P H"], Float[Array, "Q W"]]:
+    rows, columns = (
+        bilinear(s, t, align_corners=align_corners).astype(dtype) for s, t in zip(source, size, strict=True)
+    )
+    return rows, columns
+
+
+@kernel_op
+def resize_nearest_forward(x: Float[Array, "N H W C"], *, size: Pair) -> Float[Array, "N P Q C"]:
+    """`x` resized to `size`, every pixel a copy of the one that :func:`nearest` says."""
+    factors = _whole_factors((x.shape[1], x.shape[2]), size)
+    if factors is not None:
+        return x.repeat(factors[0], axis=1).repeat(factors[1], axis=2)
+    rows, columns = (nearest(*extents) for extents in zip(x.shape[1:3], size, strict=True))
+    return x.take(rows, axis=1).take(columns, axis=2)
+
+
+@kernel_op
+def resize_nearest_grad(grad_output: Float[Array, "N P Q C"], *, source: Pair) -> Float[Array, "N H W C"]:
+    """The adjoint of resize_nearest_forward for images of `source` (rows, columns): the copies' gradients, added up."""
+    size = (grad_output.shape[1], grad_output.shape[2])
+    factors = _whole_factors(source, size)
+    if factors is not None:
+        grad = grad_output[:, :: factors[0], :: factors[1]].copy()
+        for a in range(factors[0]):
+            for b in range(factors[1]):
+                if (a, b) != (0, 0):
+                    grad += grad_output[:, a :: factors[0], b :: factors[1]]
+        return grad
+    rows, columns = (np.eye(s, dtype=grad_output.dtype)[nearest(s, t)] for s, t in zip(source, size, strict=True))
+    return _resample(grad_output, rows.T, columns.T)
+
+
+@kernel_op
+def upsample_add_forward(coarse: Float[Array, "N H W C"], fine: Float[Array, "N P Q C"]) -> Float[Array, "N P Q C"]:
+    """`fine`, plus `coarse` resized to its size as resize_nearest_forward does."""
+    total: Array = fine + resize_nearest_forward.specification(coarse, size=(fine.shape[1], fine.shape[2]))
+    return total
+
+
+class ResizeBilinear(Function):
+    """resize_bilinear_forward and its gradient."""
+
+    def forward(self, x: Float[Array, "N H W C"], *, size: Pair, align_corners: bool) -> Float[Array, "N P Q C"]:
+        self.source, self.align_corners = (x.shape[1], x.shape[2]), align_corners
+        return resize_bilinear_forward(x, size=size, align_corners=align_corners)
 
     def backward(self, grad_output: Array) -> Gradients:
-        factors = _whole_factors(self.source, self.size)
-        if factors is not None:
-            grad = grad_output[:, :: factors[0], :: factors[1]].copy()
-            for a in range(factors[0]):
-                for b in range(factors[1]):
-                    if (a, b) != (0, 0):
-                        grad += grad_output[:, a :: factors[0], b :: factors[1]]
-            return (grad,)
-        xp = namespace(grad_output)
-        copies = [
-            np.eye(s, dtype=grad_output.dtype)[nearest(s, t)] for s, t in zip(self.source, self.size, strict=True)
-        ]
-        return (_resample(grad_output, xp.asarray(copies[0]).T, xp.asarray(copies[1]).T),)
+        return (resize_bilinear_grad(grad_output, source=self.source, align_corners=self.align_corners),)
+
+
+class ResizeNearest(Function):
+    """resize_nearest_forward and its gradient."""
+
+    def forward(self, x: Float[Array, "N H W C"], *, size: Pair) -> Float[Array, "N P Q C"]:
+        self.source = (x.shape[1], x.shape[2])
+        return resize_nearest_forward(x, size=size)
+
+    def backward(self, grad_output: Array) -> Gradients:
+        return (resize_nearest_grad(grad_output, source=self.source),)
+
+
+class UpsampleAdd(Function):
+    """upsample_add_forward and its two gradients: resize_nearest_grad, and the gradient itself."""
+
+    def forward(self, coarse: Float[Array, "N H W C"], fine: Float[Array, "N P Q C"]) -> Float[Array, "N P Q C"]:
+        self.source = (coarse.shape[1], coarse.shape[2])
+        return upsample_add_forward(coarse, fine)
+
+    def backward(self, grad_output: Array) -> Gradients:
+        return resize_nearest_grad(grad_output, source=self.source) if self.needs_grad[0] else None, grad_output
 
 
 def _whole_factors(source: Pair, size: Pair) -> Pair | None:
@@ -147,6 +212,19 @@ def upsample_nearest(x: Tensor, factor: int | Pair) -> Tensor:
     return resize_nearest(x, (x.shape[1] * vertical, x.shape[2] * horizontal))
 
 
+def upsample_add(coarse: Tensor, fine: Tensor) -> Tensor:
+    """`fine` plus `coarse`, whose pixels are repeated as :func:`resize_nearest` does to the size of `fine`.
+
+    Raises:
+        ShapeError: they aren't (N, H, W, C) with the same N and C, or have no pixels.
+    """
+    _checked(coarse, 1, "upsample_add")
+    _checked(fine, 1, "upsample_add")
+    if (coarse.shape[0], coarse.shape[3]) != (fine.shape[0], fine.shape[3]):
+        raise ShapeError(f"upsample_add: expected the same images and channels, got {coarse.shape} and {fine.shape}")
+    return UpsampleAdd()(coarse, fine)
+
+
 def resize_bilinear(x: Tensor, size: int | Pair, *, align_corners: bool = False) -> Tensor:
     """Resize images to `size` (rows, columns), interpolating between the four pixels around each sample.
 
@@ -158,12 +236,7 @@ def resize_bilinear(x: Tensor, size: int | Pair, *, align_corners: bool = False)
         ShapeError: x isn't (N, H, W, C), or has no pixels.
         ArgumentError: `size` isn't positive.
     """
-    rows, columns = _checked(x, size, "resize_bilinear")
-    return Separable()(
-        x,
-        rows=bilinear(x.shape[1], rows, align_corners=align_corners),
-        columns=bilinear(x.shape[2], columns, align_corners=align_corners),
-    )
+    return ResizeBilinear()(x, size=_checked(x, size, "resize_bilinear"), align_corners=align_corners)
 
 
 def resize_bicubic(x: Tensor, size: int | Pair) -> Tensor:

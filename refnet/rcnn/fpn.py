@@ -7,7 +7,7 @@ import numpy as np
 
 from refnet.autograd import Tensor
 from refnet.nn import Conv2d, Module
-from refnet.ops import resize_nearest
+from refnet.ops import upsample_add
 from refnet.rcnn.config import BackboneConfig, FpnConfig
 from refnet.rcnn.layers import INITIALIZERS, Norm, make_norms
 
@@ -58,9 +58,7 @@ class FPN(Module):
         """
         merged = apply(self.lateral, self.lateral_norms, features, training=training)
         for level in range(len(merged) - 2, -1, -1):
-            merged[level] = merged[level] + resize_nearest(
-                merged[level + 1], (merged[level].shape[1], merged[level].shape[2])
-            )
+            merged[level] = upsample_add(merged[level + 1], merged[level])
         pyramid = apply(self.output, self.output_norms, merged, training=training)
         return (*pyramid, pyramid[-1][:, ::2, ::2])
 

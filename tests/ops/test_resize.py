@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, ShapeError
-from refnet.ops import resize_bicubic, resize_bilinear, resize_nearest, upsample_nearest
+from refnet.ops import resize_bicubic, resize_bilinear, resize_nearest, upsample_add, upsample_nearest
 from refnet.testing import check_gradients
 from refnet.testing.strategies.geometry import pairs, seeds
 from tests.golden import matterport_rules
@@ -100,6 +100,20 @@ def test_upsampling_is_resizing_by_whole_factors(source, factor):
     np.testing.assert_array_equal(upsample_nearest(x, factor).data, expected)
 
 
+@given(sizes, sizes, seeds)
+def test_upsample_add_is_the_sum_of_its_parts(source, size, seed):
+    rng = np.random.default_rng(seed)
+    coarse, fine = (Tensor(rng.standard_normal((2, *s, 2)), requires_grad=True) for s in (source, size))
+    apart_coarse, apart_fine = (Tensor(x.data, requires_grad=True) for x in (coarse, fine))
+    total, expected = upsample_add(coarse, fine), apart_fine + resize_nearest(apart_coarse, size)
+    np.testing.assert_array_equal(total.data, expected.data)
+    u = rng.standard_normal(total.shape)
+    total.backward(u)
+    expected.backward(u)
+    np.testing.assert_array_equal(coarse.grad, apart_coarse.grad)
+    np.testing.assert_array_equal(fine.grad, apart_fine.grad)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [(4, 6), (3, 5)])
 @pytest.mark.parametrize("resize", [resize_nearest, resize_bilinear, resize_bicubic])
@@ -176,3 +190,12 @@ def test_errors_say_what_was_expected(resize):
         resize(Tensor(np.ones((1, 2, 2, 1))), 0)
     with pytest.raises(ArgumentError, match="factor must be"):
         upsample_nearest(Tensor(np.ones((1, 2, 2, 1))), 0)
+
+
+def test_upsample_add_takes_images_that_belong_together():
+    x = Tensor(np.ones((1, 2, 2, 3)))
+    for other in (np.ones((2, 4, 4, 3)), np.ones((1, 4, 4, 1))):
+        with pytest.raises(ShapeError, match="upsample_add: expected the same images and channels"):
+            upsample_add(x, Tensor(other))
+    with pytest.raises(ShapeError, match=r"upsample_add: expected x \(N, H, W, C\)"):
+        upsample_add(x, Tensor(np.ones((4, 4, 3))))

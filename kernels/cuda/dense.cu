@@ -1,0 +1,308 @@
+// Operations that do little arithmetic on many numbers: ReLU, affine maps of channels, batch normalisation. They take
+// as long as memory does, so every thread has several loads of 16 bytes under way at a time, and nothing is read twice
+// that can be kept.
+//
+// Arrays are rows of channels. `width` is how many neighbouring numbers a thread moves at once: WIDEST<T>, where all
+// addresses and the number of channels are multiples of it, else 1.
+#include "vector.cuh"
+
+namespace refnet {
+
+enum { UNROLL = 4 };  // rows, or vectors, that a thread loads before it computes
+
+// y = f(a, b), element by element
+
+struct Relu {
+  // NaN stays NaN; a zero of either sign becomes 0
+  template <class T>
+  static __device__ __forceinline__ T of(T x, T) {
+    return x <= T(0) ? T(0) : x;
+  }
+};
+
+struct ReluGrad {
+  // a product, as in the specification: a gradient that isn't finite gives NaN where y isn't positive
+  template <class T>
+  static __device__ __forceinline__ T of(T grad, T y) {
+    return grad * (y > T(0) ? T(1) : T(0));
+  }
+};
+
+template <class F, int W, class T>
+__device__ __forceinline__ void elementwise_vectors(i64 count, const T* __restrict__ a, const T* __restrict__ b,
+                                                    T* __restrict__ y) {
+  const i64 thread = (i64)blockIdx.x * blockDim.x + threadIdx.x, threads = (i64)gridDim.x * blockDim.x;
+  const i64 vectors = count / W;
+#pragma unroll 1  // more would first divide 64-bit numbers to count the rounds
+  for (i64 first = thread; first < vectors; first += UNROLL * threads) {
+    Vector<T, W> p[UNROLL], q[UNROLL];
+#pragma unroll
+    for (int k = 0; k < UNROLL; k++) {
+      const i64 i = first + k * threads;
+      if (i < vectors) {
+        p[k] = load<W>(a + i * W);
+        q[k] = load<W>(b + i * W);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < UNROLL; k++) {
+      const i64 i = first + k * threads;
+      if (i < vectors) {
+#pragma unroll
+        for (int w = 0; w < W; w++) p[k].at[w] = F::of(p[k].at[w], q[k].at[w]);
+        store<W>(y + i * W, p[k]);
+      }
+    }
+  }
+  const i64 rest = vectors * W + thread;
+  if (rest < count) y[rest] = F::of(a[rest], b[rest]);
+}
+
+template <class F, class T>
+__global__ void elementwise(i64 count, int width, const T* a, const T* b, T* y) {
+  if (width == 1) {
+    elementwise_vectors<F, 1>(count, a, b, y);
+  } else {
+    elementwise_vectors<F, WIDEST<T>>(count, a, b, y);
+  }
+}
+
+// y = f(x, z; scale, rate, shift), with three constants a channel
+
+struct Scale {
+  template <class T>
+  static __device__ __forceinline__ T of(T x, T, T scale, T, T) {
+    return scale * x;
+  }
+};
+
+struct Affine {
+  template <class T>
+  static __device__ __forceinline__ T of(T x, T, T scale, T, T shift) {
+    return scale * x + shift;
+  }
+};
+
+struct Combination {
+  template <class T>
+  static __device__ __forceinline__ T of(T x, T z, T scale, T rate, T shift) {
+    return scale * x + rate * z + shift;
+  }
+};
+
+// The grid's x and the block's y go over rows, the grid's y and the block's x over vectors of channels: a thread keeps
+// the constants of its channels for all of its rows.
+template <class F, int W, class T>
+__device__ __forceinline__ void per_channel_vectors(i64 rows, int channels, const T* __restrict__ x,
+                                                    const T* __restrict__ z, const T* __restrict__ scale,
+                                                    const T* __restrict__ rate, const T* __restrict__ shift,
+                                                    T* __restrict__ y) {
+  const int channel = (blockIdx.y * blockDim.x + threadIdx.x) * W;
+  if (channel >= channels) return;
+  const Vector<T, W> scales = load<W>(scale + channel), rates = load<W>(rate + channel),
+                     shifts = load<W>(shift + channel);
+  const i64 step = (i64)gridDim.x * blockDim.y;
+#pragma unroll 1
+  for (i64 first = (i64)blockIdx.x * blockDim.y + threadIdx.y; first < rows; first += UNROLL * step) {
+    Vector<T, W> p[UNROLL], q[UNROLL];
+#pragma unroll
+    for (int k = 0; k < UNROLL; k++) {
+      const i64 row = first + k * step;
+      if (row < rows) {
+        p[k] = load<W>(x + row * channels + channel);
+        q[k] = load<W>(z + row * channels + channel);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < UNROLL; k++) {
+      const i64 row = first + k * step;
+      if (row < rows) {
+#pragma unroll
+        for (int w = 0; w < W; w++) {
+          p[k].at[w] = F::of(p[k].at[w], q[k].at[w], scales.at[w], rates.at[w], shifts.at[w]);
+        }
+        store<W>(y + row * channels + channel, p[k]);
+      }
+    }
+  }
+}
+
+template <class F, class T>
+__global__ void per_channel(i64 rows, int channels, int width, const T* x, const T* z, const T* scale, const T* rate,
+                            const T* shift, T* y) {
+  if (width == 1) {
+    per_channel_vectors<F, 1>(rows, channels, x, z, scale, rate, shift, y);
+  } else {
+    per_channel_vectors<F, WIDEST<T>>(rows, channels, x, z, scale, rate, shift, y);
+  }
+}
+
+// scale = gamma / sqrt(variance + epsilon), shift = beta - scale mean, rounded step by step as in the specification
+template <class T>
+__global__ void fold(int channels, T epsilon, const T* gamma, const T* beta, const T* mean, const T* variance, T* scale,
+                     T* shift) {
+  const int channel = blockIdx.x * blockDim.x + threadIdx.x;
+  if (channel >= channels) return;
+  const T folded = gamma[channel] * (T(1) / (T)sqrt(variance[channel] + epsilon));
+  scale[channel] = folded;
+  shift[channel] = beta[channel] - folded * mean[channel];
+}
+
+// Sums over the rows, in two launches. The first writes a block's share,
+//
+//     shares[block] = (sum (a - p) (b - q), sum (a - p))    p, q: `centre`, or 0
+//
+// and the second adds the blocks' shares up and says what they mean. Which thread sums what doesn't depend on the
+// device, so the same arrays give the same bits. Four rows are summed as they are, the fours in float64: the error is
+// that of a few roundings, whatever the number of rows.
+
+template <int W, int THREADS, class T>
+__device__ __forceinline__ void sums_of_vectors(i64 rows, int channels, const T* __restrict__ a,
+                                                const T* __restrict__ b, const T* __restrict__ centre, int centre_a,
+                                                int centre_b, double* __restrict__ shares, double* shared) {
+  const int channel = (blockIdx.y * blockDim.x + threadIdx.x) * W;
+  const bool present = channel < channels;
+  double product[W] = {}, sum[W] = {};
+  if (present) {
+    Vector<T, W> p = {}, q = {};
+    if (centre_a) p = load<W>(centre + channel);
+    if (centre_b) q = load<W>(centre + channel);
+    const i64 step = (i64)gridDim.x * blockDim.y;
+#pragma unroll 1
+    for (i64 first = (i64)blockIdx.x * blockDim.y + threadIdx.y; first < rows; first += UNROLL * step) {
+      Vector<T, W> u[UNROLL], v[UNROLL];
+#pragma unroll
+      for (int k = 0; k < UNROLL; k++) {
+        const i64 row = first + k * step;
+        u[k] = row < rows ? load<W>(a + row * channels + channel) : p;  // p - p = 0 adds nothing
+        v[k] = row < rows ? load<W>(b + row * channels + channel) : q;
+      }
+#pragma unroll
+      for (int w = 0; w < W; w++) {
+        T products = 0, differences = 0;
+#pragma unroll
+        for (int k = 0; k < UNROLL; k++) {
+          const T difference = u[k].at[w] - p.at[w];
+          differences += difference;
+          products += difference * (v[k].at[w] - q.at[w]);
+        }
+        product[w] += products;
+        sum[w] += differences;
+      }
+    }
+  }
+
+  // halve the block's rows until one is left
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+  double* products = shared;
+  double* sums = shared + W * THREADS;
+#pragma unroll
+  for (int w = 0; w < W; w++) {
+    products[w * THREADS + thread] = product[w];
+    sums[w * THREADS + thread] = sum[w];
+  }
+  for (int half = blockDim.y / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if ((int)threadIdx.y < half) {
+#pragma unroll
+      for (int w = 0; w < W; w++) {
+        const int here = w * THREADS + thread, there = here + half * blockDim.x;
+        products[here] += products[there];
+        sums[here] += sums[there];
+      }
+    }
+  }
+  if (threadIdx.y == 0 && present) {
+    double* share = shares + (i64)blockIdx.x * 2 * channels + channel;
+#pragma unroll
+    for (int w = 0; w < W; w++) {
+      share[w] = products[w * THREADS + thread];
+      share[channels + w] = sums[w * THREADS + thread];
+    }
+  }
+}
+
+template <class T, int THREADS>
+__global__ void __launch_bounds__(THREADS, 3)
+    channel_sums(i64 rows, int channels, int width, const T* a, const T* b, const T* centre, int centre_a, int centre_b,
+                 double* shares) {
+  __shared__ double shared[2 * WIDEST<T> * THREADS];
+  if (width == 1) {
+    sums_of_vectors<1, THREADS>(rows, channels, a, b, centre, centre_a, centre_b, shares, shared);
+  } else {
+    sums_of_vectors<WIDEST<T>, THREADS>(rows, channels, a, b, centre, centre_a, centre_b, shares, shared);
+  }
+}
+
+struct Sums {
+  double product, sum;
+};
+
+// The sums of one channel, all shares together, for the first of its threads, threadIdx.y = 0; others get a part.
+// Takes shared memory of a Sums for each thread.
+__device__ __forceinline__ Sums finished(int shares, int channels, const double* __restrict__ share, int channel) {
+  REFNET_DYNAMIC_SHARED(Sums, parts);
+  Sums total = {0, 0};
+  if (channel < channels) {
+    for (int k = threadIdx.y; k < shares; k += blockDim.y) {
+      const double* here = share + (i64)k * 2 * channels + channel;
+      total.product += here[0];
+      total.sum += here[channels];
+    }
+  }
+  parts[threadIdx.y * blockDim.x + threadIdx.x] = total;
+  __syncthreads();
+  if (threadIdx.y == 0) {
+    for (int k = 1; k < (int)blockDim.y; k++) {
+      const Sums part = parts[k * blockDim.x + threadIdx.x];
+      total.product += part.product;
+      total.sum += part.sum;
+    }
+  }
+  return total;
+}
+
+// The two sums over a divisor: gradients of an affine map (1), or a mean square and the mean (the number of rows).
+template <class T>
+__global__ void finish_sums(int shares, int channels, const double* share, double divisor, T* product, T* sum) {
+  const int channel = blockIdx.x * blockDim.x + threadIdx.x;
+  const Sums total = finished(shares, channels, share, channel);
+  if (threadIdx.y > 0 || channel >= channels) return;
+  product[channel] = (T)(total.product / divisor);
+  sum[channel] = (T)(total.sum / divisor);
+}
+
+// The variance from sums around nearly the mean, which what is left of the difference corrects (Chan, Golub & LeVeque
+// 1983, eq. 1.7), and batch normalisation as an affine map.
+template <class T>
+__global__ void finish_variance(int shares, int channels, const double* share, double rows, double epsilon, const T* gamma,
+                    const T* beta, const T* mean, T* variance, T* scale, T* shift) {
+  const int channel = blockIdx.x * blockDim.x + threadIdx.x;
+  const Sums total = finished(shares, channels, share, channel);
+  if (threadIdx.y > 0 || channel >= channels) return;
+  const double off = total.sum / rows, square = total.product / rows - off * off;
+  const double spread = square < 0 ? 0 : square;  // not max, which would hide a NaN
+  const double rate = (double)gamma[channel] / sqrt(spread + epsilon);
+  variance[channel] = (T)spread;
+  scale[channel] = (T)rate;
+  shift[channel] = (T)((double)beta[channel] - rate * (double)mean[channel]);
+}
+
+// The gradients of gamma and beta, and with them the constants of grad_x = scale g + rate x + shift.
+template <class T>
+__global__ void finish_gradients(int shares, int channels, const double* share, double rows, double epsilon, const T* gamma,
+                     const T* mean, const T* variance, T* grad_gamma, T* grad_beta, T* scale, T* rate, T* shift) {
+  const int channel = blockIdx.x * blockDim.x + threadIdx.x;
+  const Sums total = finished(shares, channels, share, channel);
+  if (threadIdx.y > 0 || channel >= channels) return;
+  const double normal = 1 / sqrt((double)variance[channel] + epsilon);
+  const double of_gamma = total.product * normal, of_beta = total.sum;
+  const double of_g = (double)gamma[channel] * normal, of_x = -of_g * normal * of_gamma / rows;
+  grad_gamma[channel] = (T)of_gamma;
+  grad_beta[channel] = (T)of_beta;
+  scale[channel] = (T)of_g;
+  rate[channel] = (T)of_x;
+  shift[channel] = (T)(-of_g * of_beta / rows - of_x * (double)mean[channel]);
+}
+
+}  // namespace refnet

@@ -1,0 +1,214 @@
+"""Launchers of ``dense.cu``: ReLU, affine maps of channels, batch normalisation.
+
+Each is as many launches as it has passes over memory, and for sums one more over what the blocks found. Sums don't
+depend on the device: the same arrays give the same bits everywhere.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from refnet.arrays import Array, namespace
+from refnet.errors import ShapeError
+from refnet.kernels.cuda.program import Program, blocks, ready
+from refnet.kernels.cuda.vectors import THREADS, TYPES, block_of, check_count, check_floats, check_shape, width
+
+OPERATIONS = {
+    "elementwise": ("Relu", "ReluGrad"),
+    "per_channel": ("Scale", "Affine", "Combination"),
+}
+FINISHING = ("finish_sums", "finish_variance", "finish_gradients")
+PROGRAM = Program(
+    "dense.cu",
+    [
+        f"refnet::{name}"
+        for T in TYPES.values()
+        for name in (
+            *(f"{kernel}<refnet::{f}, {T}>" for kernel, functions in OPERATIONS.items() for f in functions),
+            f"fold<{T}>",
+            f"channel_sums<{T}, {THREADS}>",
+            *(f"{kernel}<{T}>" for kernel in FINISHING),
+        )
+    ],
+    contraction=False,  # relu and affine maps equal NumPy's bit for bit
+)
+BLOCKS = 4096  # enough to fill any GPU several times over; larger arrays give a thread more rows
+SUMMING_BLOCKS = 384  # one wave on a large GPU; each leaves a share that must be summed
+LEAST_ROWS = 16  # that a thread sums
+FINISHING_BLOCK = (32, 16)  # channels, and threads that share the shares of each
+SUMS = 16  # bytes of dense.cu's Sums
+
+
+def relu_forward(x: Array) -> Array:
+    """See :func:`refnet.ops.relu_forward`."""
+    check_floats("relu_forward", x=x)
+    return _elementwise("Relu", x, x)
+
+
+def relu_grad(grad_output: Array, y: Array) -> Array:
+    """See :func:`refnet.ops.relu_grad`."""
+    check_floats("relu_grad", grad_output=grad_output, y=y)
+    check_shape("relu_grad: grad_output", grad_output, y.shape)
+    return _elementwise("ReluGrad", grad_output, y)
+
+
+def _elementwise(function: str, a: Array, b: Array) -> Array:
+    xp = namespace(a, b)
+    y: Array = xp.empty(a.shape, a.dtype)
+    a, b = ready(a), ready(b)
+    wide = width(0, a, b, y)  # of one row: what isn't a whole vector at its end is done one by one
+    grid = (min(blocks(y.size, THREADS * wide), BLOCKS),)
+    arguments = (np.int64(y.size), np.int32(wide), a, b, y.reshape(-1))
+    name = f"refnet::elementwise<refnet::{function}, {TYPES[y.dtype]}>"
+    PROGRAM.launch(xp, name, grid, (THREADS,), arguments, outputs=(4,))
+    return y
+
+
+def affine_forward(x: Array, scale: Array, shift: Array) -> Array:
+    """See :func:`refnet.ops.affine_forward`."""
+    _check_channels("affine_forward", x, scale=scale, shift=shift)
+    return _per_channel("Affine", x, x, scale, scale, shift)
+
+
+def affine_grad_input(grad_output: Array, scale: Array) -> Array:
+    """See :func:`refnet.ops.affine_grad_input`."""
+    _check_channels("affine_grad_input", grad_output, scale=scale)
+    return _per_channel("Scale", grad_output, grad_output, scale, scale, scale)
+
+
+def _per_channel(function: str, x: Array, z: Array, scale: Array, rate: Array, shift: Array) -> Array:
+    """scale x + rate z + shift, or the part of it that `function` takes; the other arguments are passed over."""
+    xp = namespace(x, z, scale, rate, shift)
+    inputs = tuple(ready(array) for array in (x, z, scale, rate, shift))
+    y: Array = xp.empty(x.shape, x.dtype)
+    channels = x.shape[-1]
+    rows, wide = _rows(x), width(channels, *inputs, y)
+    block = block_of(channels // wide)
+    tiles = blocks(channels // wide, block[0])
+    grid = (min(blocks(rows, block[1]), blocks(BLOCKS, max(tiles, 1))), tiles)
+    arguments = (np.int64(rows), np.int32(channels), np.int32(wide), *inputs, y)
+    name = f"refnet::per_channel<refnet::{function}, {TYPES[y.dtype]}>"
+    PROGRAM.launch(xp, name, grid, block, arguments, outputs=(8,))
+    return y
+
+
+def affine_grad_parameters(grad_output: Array, x: Array) -> tuple[Array, Array]:
+    """See :func:`refnet.ops.affine_grad_parameters`. Two launches: the blocks' sums, then their sum."""
+    _check_channels("affine_grad_parameters", grad_output)
+    check_floats("affine_grad_parameters", grad_output=grad_output, x=x)
+    check_shape("affine_grad_parameters: x", x, grad_output.shape)
+    return _finish_sums(_sums(grad_output, x), x, divisor=1)
+
+
+def frozen_batch_norm_affine(
+    gamma: Array, beta: Array, mean: Array, variance: Array, *, epsilon: float
+) -> tuple[Array, Array]:
+    """See :func:`refnet.ops.frozen_batch_norm_affine`. One launch instead of six for a handful of numbers."""
+    what = "frozen_batch_norm_affine"
+    check_floats(what, gamma=gamma, beta=beta, mean=mean, variance=variance)
+    for name, array in (("beta", beta), ("mean", mean), ("variance", variance)):
+        check_shape(f"{what}: {name}", array, gamma.shape)
+    check_count(f"{what}: channels", gamma.size)
+    xp = namespace(gamma, beta, mean, variance)
+    scale, shift = xp.empty(gamma.shape, gamma.dtype), xp.empty(gamma.shape, gamma.dtype)
+    inputs = (ready(array) for array in (gamma, beta, mean, variance))
+    arguments = (np.int32(gamma.size), gamma.dtype.type(epsilon), *inputs, scale, shift)
+    name = f"refnet::fold<{TYPES[gamma.dtype]}>"
+    PROGRAM.launch(xp, name, (blocks(gamma.size, THREADS),), (THREADS,), arguments, outputs=(6, 7))
+    return scale, shift
+
+
+def batch_norm_forward(x: Array, gamma: Array, beta: Array, *, epsilon: float) -> tuple[Array, Array, Array]:
+    """See :func:`refnet.ops.batch_norm_forward`. Three passes: the mean, the variance around it, an affine map."""
+    _check_channels("batch_norm_forward", x, gamma=gamma, beta=beta)
+    if x.size == 0:
+        raise ShapeError(f"batch_norm_forward: expected at least one value a channel, got x of shape {x.shape}")
+    xp = namespace(x, gamma, beta)
+    x = ready(x)
+    _, mean = _finish_sums(_sums(x, x), x, divisor=_rows(x))
+    variance, scale, shift = (xp.empty(gamma.shape, x.dtype) for _ in range(3))
+    shares = _sums(x, x, mean, centre_first=True)
+    inputs = (np.float64(_rows(x)), np.float64(epsilon), ready(gamma), ready(beta), mean)
+    _finish("finish_variance", shares, inputs, (variance, scale, shift))
+    return _per_channel("Affine", x, x, scale, scale, shift), mean, variance
+
+
+def batch_norm_grad(
+    grad_output: Array, x: Array, gamma: Array, mean: Array, variance: Array, *, epsilon: float
+) -> tuple[Array, Array, Array]:
+    """See :func:`refnet.ops.batch_norm_grad`. Two passes: the sums, then grad_x = a g + b x + c with constants."""
+    what = "batch_norm_grad"
+    _check_channels(what, x, gamma=gamma, mean=mean, variance=variance)
+    check_floats(what, grad_output=grad_output, x=x)
+    check_shape(f"{what}: grad_output", grad_output, x.shape)
+    if x.size == 0:
+        raise ShapeError(f"{what}: expected at least one value a channel, got x of shape {x.shape}")
+    xp = namespace(grad_output, x, gamma, mean, variance)
+    grad_output, x, mean = ready(grad_output), ready(x), ready(mean)
+    grad_gamma, grad_beta, scale, rate, shift = (xp.empty(gamma.shape, x.dtype) for _ in range(5))
+    inputs = (np.float64(_rows(x)), np.float64(epsilon), ready(gamma), mean, ready(variance))
+    _finish("finish_gradients", _sums(grad_output, x, mean), inputs, (grad_gamma, grad_beta, scale, rate, shift))
+    return _per_channel("Combination", grad_output, x, scale, rate, shift), grad_gamma, grad_beta
+
+
+def _sums(a: Array, b: Array, centre: Array | None = None, *, centre_first: bool = False) -> Array:
+    """The blocks' shares (B, 2, C), float64, of the sums over rows of (a - p) (b - q) and a - p.
+
+    q is `centre`, if there is one, and p too if `centre_first`; they are 0 otherwise.
+    """
+    xp = namespace(a, b)
+    a, b = ready(a), ready(b)
+    centres = a if centre is None else ready(centre)
+    rows, channels = _rows(a), a.shape[-1]
+    wide = width(channels, a, b, centres)
+    block = block_of(channels // wide)
+    tiles = blocks(channels // wide, block[0])
+    count = max(1, min(rows // (block[1] * LEAST_ROWS), SUMMING_BLOCKS // max(tiles, 1)))
+    shares: Array = xp.empty((count, 2, channels), np.float64)
+    centred = np.int32(centre is not None)
+    arguments = (
+        np.int64(rows), np.int32(channels), np.int32(wide), a, b, centres, centred * np.int32(centre_first), centred,
+        shares,
+    )  # fmt: skip
+    name = f"refnet::channel_sums<{TYPES[a.dtype]}, {THREADS}>"
+    PROGRAM.launch(xp, name, (count, tiles), block, arguments, outputs=(8,))
+    return shares
+
+
+def _finish_sums(shares: Array, like: Array, *, divisor: int) -> tuple[Array, Array]:
+    """Both sums over `divisor`, in the type of `like`."""
+    xp = namespace(shares)
+    product, total = (xp.empty(shares.shape[2], like.dtype) for _ in range(2))
+    _finish("finish_sums", shares, (np.float64(divisor),), (product, total))
+    return product, total
+
+
+def _finish(kernel: str, shares: Array, inputs: tuple[Any, ...], outputs: tuple[Array, ...]) -> None:
+    """Add the blocks' shares up, and write what `kernel` makes of them."""
+    xp = namespace(shares)
+    count, _, channels = shares.shape
+    arguments = (np.int32(count), np.int32(channels), shares, *inputs, *outputs)
+    PROGRAM.launch(
+        xp,
+        f"refnet::{kernel}<{TYPES[outputs[0].dtype]}>",
+        (blocks(channels, FINISHING_BLOCK[0]),),
+        FINISHING_BLOCK,
+        arguments,
+        shared=math.prod(FINISHING_BLOCK) * SUMS,
+        outputs=range(3 + len(inputs), len(arguments)),
+    )
+
+
+def _rows(x: Array) -> int:
+    return math.prod(x.shape[:-1])
+
+
+def _check_channels(what: str, x: Array, **constants: Array) -> None:
+    """Check that each of `constants` has a number for each channel of `x`, of its type."""
+    if x.ndim < 1:
+        raise ShapeError(f"{what}: expected (..., C), got an array without axes")
+    check_floats(what, x=x, **constants)
+    for name, constant in constants.items():
+        check_shape(f"{what}: {name}", constant, x.shape[-1:])
+    check_count(f"{what}: channels", x.shape[-1])
