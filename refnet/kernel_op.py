@@ -17,7 +17,7 @@ There is no fallback from a device to another: arrays on a device for which noth
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -50,7 +50,7 @@ class KernelOp(Generic[P, R]):
         _operations[self.name] = self
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        device = device_of((*args, *kwargs.values()), what=self.name)
+        device = device_of(_flat((*args, *kwargs.values())), what=self.name)
         return self.resolve(device)(*args, **kwargs)
 
     def register(self, device: str, kernel: Callable[P, R]) -> None:
@@ -91,6 +91,15 @@ class KernelOp(Generic[P, R]):
     def __repr__(self) -> str:
         kernels = ", ".join(f"{device}: {_title(kernel)}" for device, kernel in sorted(self._kernels.items()))
         return f"<KernelOp {self.name} ({kernels or 'specification only'})>"
+
+
+def _flat(values: Iterable[object]) -> Iterator[object]:
+    """`values`, those of lists and tuples among them one by one: an operation may take lists of arrays."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flat(value)
+        else:
+            yield value
 
 
 def _title(function: Callable[..., object]) -> str:

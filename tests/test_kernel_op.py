@@ -122,6 +122,13 @@ def test_arrays_of_two_devices_are_refused(operation):
         operation(X, times=Elsewhere())
 
 
+def test_lists_of_arrays_are_looked_into(operation):
+    operation.register("cuda", kernel_a)
+    assert operation([(3, Elsewhere()), Elsewhere()], times=4) == "a4"
+    with pytest.raises(DeviceError, match="double: all arrays must live on one device, got cuda and cpu"):
+        operation([Elsewhere(), X])
+
+
 def test_a_name_is_taken_once(operation):
     with pytest.raises(KernelError, match="the name 'double' is taken"):
         kernel_op(double)
