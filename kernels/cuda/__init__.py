@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cuda import dense, pooling, resize
+from refnet.kernels.cuda import dense, nms, pooling, resize
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "affine_forward": dense.affine_forward,
@@ -11,9 +11,12 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "affine_grad_parameters": dense.affine_grad_parameters,
     "batch_norm_forward": dense.batch_norm_forward,
     "batch_norm_grad": dense.batch_norm_grad,
+    "batched_nms": nms.batched_nms,
+    "batched_nms_padded": nms.batched_nms_padded,
     "frozen_batch_norm_affine": dense.frozen_batch_norm_affine,
     "max_pool2d_forward": pooling.max_pool2d_forward,
     "max_pool2d_grad": pooling.max_pool2d_grad,
+    "nms": nms.nms,
     "relu_forward": dense.relu_forward,
     "relu_grad": dense.relu_grad,
     "resize_bilinear_forward": resize.resize_bilinear_forward,
