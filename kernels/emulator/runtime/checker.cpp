@@ -95,7 +95,7 @@ void check_access(void* p, unsigned n, bool write, void* pc, bool atomic) {
   const char* what = write ? "write" : "read";
   if (a + n > r->hi) { snprintf(d, sizeof d, "%s of %u bytes straddles the end of '%s' pc=%p", what, n, r->name, pc); emu_fail("memcheck", d); }
   if (write && r->ro) { snprintf(d, sizeof d, "write to const buffer '%s' pc=%p", r->name, pc); emu_fail("memcheck", d); }
-  if (a & (n - 1)) { snprintf(d, sizeof d, "misaligned %u-byte %s in '%s' pc=%p", n, what, r->name, pc); emu_fail("memcheck", d); }
+  if (n <= 16 && a & (n - 1)) { snprintf(d, sizeof d, "misaligned %u-byte %s in '%s' pc=%p", n, what, r->name, pc); emu_fail("memcheck", d); }
   uint32_t blk = w->block + 1, tid = f->c.lin, e = w->epoch; uint16_t we = w->warps[f->c.warp].epoch;
   for (size_t i = (a - r->lo) >> r->gs, j = (a - r->lo + n - 1) >> r->gs; i <= j; i++) {
     Cell& c = r->c[i];
