@@ -54,7 +54,17 @@ class LaunchError(RefnetError, TypeError):
 
 
 class KernelFault(RefnetError, RuntimeError):
-    """A CUDA kernel did what it must not: the emulator says what, where in the source, and in which thread."""
+    """A CUDA kernel did what it must not: the emulator says what, where in the source, and in which thread.
+
+    Attributes:
+        kind: memcheck (outside of its arrays, misaligned, const), initcheck (read before written, never written),
+            racecheck (accesses in no order), synccheck (barriers, shuffles, deadlock), overflow, trap, or memory (the
+            emulator's own ran out).
+    """
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class CompilerError(RefnetError, RuntimeError):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cuda import conv2d, dense, nms, pooling, resize
+from refnet.kernels.cuda import dense, nms, pooling, resize
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "affine_forward": dense.affine_forward,
@@ -13,9 +13,6 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "batch_norm_grad": dense.batch_norm_grad,
     "batched_nms": nms.batched_nms,
     "batched_nms_padded": nms.batched_nms_padded,
-    "conv2d_forward": conv2d.conv2d_forward,
-    "conv2d_grad_input": conv2d.conv2d_grad_input,
-    "conv2d_grad_weight": conv2d.conv2d_grad_weight,
     "frozen_batch_norm_affine": dense.frozen_batch_norm_affine,
     "max_pool2d_forward": pooling.max_pool2d_forward,
     "max_pool2d_grad": pooling.max_pool2d_grad,

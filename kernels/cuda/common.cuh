@@ -29,9 +29,7 @@ __device__ __forceinline__ u32 to_tf32(float x) {
 // d (16x8) += a (16x8, row major) b (8x8, column major): TF32 operands, float32 sums, PTX's fragment layout.
 __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #ifdef REFNET_EMULATED
-  struct { u32 a[4], b[2]; } own = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  char* all = (char*)emu_exchange(~0u, &own, sizeof own, 0);
-  emu_mma_tf32(d, all);
+  emu_mma_m16n8k8_tf32(d, a, b);
 #else
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
@@ -40,34 +38,21 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4
 #endif
 }
 
-// What is loaded and stored at once.
-template <class T, int n>
-struct alignas(sizeof(T) * n) Vector {
-  T v[n];
-};
-
-// Copy 4, 8 or 16 bytes from global to shared memory, or write zeros if `present` is false; done after copy_wait.
-template <int bytes>
-__device__ __forceinline__ void copy_async(void* shared, const void* global, bool present) {
-#if defined(REFNET_EMULATED)
-  emu_cp_async(shared, global, bytes, present ? bytes : 0);
-#elif __CUDA_ARCH__ < 800  // Turing copies through registers, at once
-  using Word = Vector<u32, bytes / 4>;
-  *static_cast<Word*>(shared) = present ? *static_cast<const Word*>(global) : Word{};
+// Copy 16 bytes from global to shared memory, or write zeros if `present` is false; done after copy_wait.
+__device__ __forceinline__ void copy_async16(void* shared, const void* global, bool present) {
+#ifdef REFNET_EMULATED
+  emu_copy_async(shared, global, 16, present ? 16 : 0);
 #else
   u32 address = (u32)__cvta_generic_to_shared(shared);
-  int size = present ? bytes : 0;
-  if constexpr (bytes == 16)  // past the first-level cache: only whole 16 bytes may go that way
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(size));
-  else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(global), "n"(bytes), "r"(size));
+  int bytes = present ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(bytes));
 #endif
 }
 
 __device__ __forceinline__ void copy_commit() {
-#if defined(REFNET_EMULATED)
-  emu_cp_commit();
-#elif __CUDA_ARCH__ >= 800
+#ifdef REFNET_EMULATED
+  emu_copy_commit();
+#else
   asm volatile("cp.async.commit_group;");
 #endif
 }
@@ -75,9 +60,9 @@ __device__ __forceinline__ void copy_commit() {
 // Wait until at most `pending` of this thread's groups of copies are still under way.
 template <int pending>
 __device__ __forceinline__ void copy_wait() {
-#if defined(REFNET_EMULATED)
-  emu_cp_wait(pending);
-#elif __CUDA_ARCH__ >= 800
+#ifdef REFNET_EMULATED
+  emu_copy_wait(pending);
+#else
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 #endif
 }

@@ -1,145 +1,40 @@
-"""Compile a .cu with g++ and launch its kernels over NumPy's arrays, as ``cupy.RawModule`` does on a GPU."""
+"""Launch kernels over NumPy's arrays in the emulator, as ``cupy.RawModule`` does on a GPU."""
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import os
 import re
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import numpy as np
 
-from refnet.errors import ArgumentError, CompilerError, KernelFault, LaunchError
-from refnet.kernels.cache import cache_folder
-from refnet.kernels.cuda.program import Launch, Program, headers_beside
+from refnet.errors import KernelFault, LaunchError
+from refnet.kernels.cuda.program import Launch, Program
+from refnet.kernels.emulator.compiler import Compiled, Request, compile_kernel, lock, runtime
+from refnet.kernels.emulator.metrics import COUNTERS, collected
+from refnet.kernels.emulator.settings import Mode, Settings, present
 
-Mode = Literal["fast", "check", "metrics"]
-RUNTIME = Path(str(files("refnet.kernels.emulator"))) / "runtime"
-SOURCES = (RUNTIME / "runtime.cpp", RUNTIME / "checker.cpp", RUNTIME / "tensor_core.cpp")
-HEADERS = (RUNTIME / "cuda_shim.h", RUNTIME / "internal.h")
-COMMON = ("-std=c++17", "-fPIC", "-w", "-pthread", f"-I{RUNTIME}")
-CHECKS = (
-    "-O1", "-g", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0",
-    "-fsanitize=undefined,float-cast-overflow", "-fno-sanitize=vptr,null,pointer-overflow,return",
-)  # fmt: skip
-FLAGS: dict[str, tuple[str, ...]] = {"fast": ("-O3", "-march=native"), "check": CHECKS, "metrics": CHECKS}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How kernels run in the emulator.
-
-    Attributes:
-        mode: "fast"; "check" watches every access (bounds, initialisation, races, barriers); "metrics" also counts
-            memory transactions and bank conflicts.
-        seed: of the order in which threads and blocks run; 0 is their natural order.
-        workers: how many blocks run at a time; checks run one.
-    """
-
-    mode: Mode = "fast"
-    seed: int = 0
-    workers: int = 2
-
-
-DEFAULT = Settings()
-_settings: ContextVar[Settings] = ContextVar("emulator", default=DEFAULT)
-
-
-@contextmanager
-def running(**changes: Any) -> Iterator[Settings]:
-    """Run emulated kernels with other :class:`Settings` within the block."""
-    if changes.get("mode", "fast") not in FLAGS:
-        raise ArgumentError(f"running: mode must be one of {', '.join(FLAGS)}, got {changes['mode']!r}")
-    settings = replace(_settings.get(), **changes)
-    token = _settings.set(settings)
-    try:
-        yield settings
-    finally:
-        _settings.reset(token)
-
-
-def available() -> bool:
-    """Whether there is a compiler: without g++ nothing can be emulated."""
-    return shutil.which("g++") is not None
+# of every GPU since sm_50, and for shared memory of sm_90
+LARGEST_BLOCK, LARGEST_GRID, MOST_THREADS = (1024, 1024, 64), (2**31 - 1, 65535, 65535), 1024
+MOST_SHARED, MOST_STATIC_SHARED = 227 * 1024, 48 * 1024
 
 
 def load(program: Program, name: str) -> Launch:
-    """The kernel `name` of `program`, compiled for the present mode; call it as :meth:`Program.launch` does."""
-    return _Kernel(program, name, _settings.get())
+    """The kernel `name` of `program`, compiled for the present mode; call it as :meth:`Program.launch` does.
 
-
-def _build(commands: Sequence[Sequence[str]], texts: Sequence[Path], name: str, *, source: str = "") -> Path:
-    """Run `commands`, in which OUTPUT and OBJECT stand for files, unless the result is in the cache."""
-    key = hashlib.sha256("\0".join([*(" ".join(c) for c in commands), source]).encode())
-    for text in texts:
-        key.update(text.read_bytes())
-    path = cache_folder() / "emulator" / f"{name}-{key.hexdigest()[:20]}.so"
-    if path.exists():
-        return path
-    if not available():
-        raise CompilerError("the emulator compiles kernels with g++, and there is none")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        places = {"OUTPUT": f"{folder}/out.so", "OBJECT": f"{folder}/out.o"}
-        for command in commands:
-            arguments = [places.get(word, word) for word in command]
-            done = subprocess.run(arguments, input=source, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise CompilerError(f"{name}: g++ says\n{done.stderr}")
-        os.replace(places["OUTPUT"], path)
-    return path
-
-
-@functools.cache
-def _runtime() -> tuple[ctypes.CDLL, Path]:
-    command = ["g++", *COMMON, "-O2", "-g", "-shared", "-o", "OUTPUT", *map(str, SOURCES)]
-    path = _build([command], [*SOURCES, *HEADERS], "runtime")
-    library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-    library.emu_error.restype = library.emu_report.restype = ctypes.c_char_p
-    library.emu_unwritten.restype = ctypes.c_long
-    library.emu_module_base.restype = ctypes.c_ulong
-    library.emu_set.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_int, ctypes.c_int, ctypes.c_size_t]
-    library.emu_buf.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, *[ctypes.c_int] * 3]
-    library.emu_set_module.argtypes = [ctypes.c_void_p]
-    return library, path
-
-
-@functools.cache
-def _compile(source: Path, name: str, checked: bool) -> tuple[ctypes.CDLL, Path]:
-    _, runtime = _runtime()
-    stub = f'#include "{source}"\nEMU_EXPORT(0, {name})\n'
-    flags = FLAGS["check" if checked else "fast"]
-    first = [
-        "g++", "-x", "c++", *COMMON, *flags, "-ffp-contract=off", "-fno-gnu-unique", "-include", "cuda_shim.h",
-        "-c", "-", "-o", "OBJECT",
-    ]  # fmt: skip
-    # instrumented, but linked without libtsan: the hooks are the runtime's own
-    second = ["g++", "-shared", "-fPIC", "OBJECT", str(runtime), "-o", "OUTPUT"]
-    title = re.sub(r"\W+", "_", f"{source.stem}_{name}").strip("_")[:80]
-    path = _build([first, second], [source, *headers_beside(source), *HEADERS], title, source=stub)
-    return ctypes.CDLL(str(path)), path
+    Raises:
+        CompilerError: there is no compiler, or it rejects the text.
+    """
+    settings = present()
+    return _Kernel(name, compile_kernel(program.path, name, checked=settings.mode != "fast"), settings)
 
 
 class _Kernel:
-    def __init__(self, program: Program, name: str, settings: Settings) -> None:
-        self.name, self.settings = name, settings
-        self.checked = settings.mode != "fast"
-        self.runtime, _ = _runtime()
-        self.library, self.path = _compile(program.path, name, self.checked)
-        buffer = ctypes.create_string_buffer(512)
-        self.library.emu_sig0(buffer)
-        self.signature = buffer.value.decode().split()
+    """One instantiation, with the settings under which it was asked for."""
+
+    def __init__(self, name: str, compiled: Compiled, settings: Settings) -> None:
+        self.name, self.compiled, self.settings = name, compiled, settings
 
     def __call__(
         self,
@@ -151,66 +46,170 @@ class _Kernel:
         outputs: Sequence[int],
         also: Sequence[Any],
     ) -> None:
-        if len(arguments) != len(self.signature):
-            raise LaunchError(f"{self.name}: expected {len(self.signature)} arguments, got {len(arguments)}")
-        runtime, settings = self.runtime, self.settings
-        runtime.emu_bufs_clear()
-        values: list[Any] = []
-        buffers: list[int] = []
-        for index, (value, kind) in enumerate(zip(arguments, self.signature, strict=True)):
-            value = getattr(value, "_host", value)  # the stand-in's arrays are NumPy's within
-            values.append(self._pack(index, value, kind, index in outputs))
-            if self.checked and isinstance(value, np.ndarray):
-                grain = {1: 0, 2: 1}.get(value.dtype.itemsize, 2)
-                runtime.emu_buf(
-                    value.ctypes.data, value.nbytes, f"argument {index}".encode(), grain, index not in outputs,
-                    kind[0] == "c",
-                )  # fmt: skip
-                buffers.append(index)
-        for index, value in enumerate(also):
-            value = getattr(value, "_host", value)
-            if self.checked:
-                runtime.emu_buf(value.ctypes.data, value.nbytes, f"also {index}".encode(), 2, 1, 0)
-        pointers = (ctypes.c_void_p * len(values))(*(ctypes.cast(ctypes.byref(v), ctypes.c_void_p) for v in values))
-        check = {"fast": 0, "check": 1, "metrics": 2}[settings.mode]
-        runtime.emu_set(settings.workers, settings.seed, 1, check, 1 << 16)
-        function = self.library.emu_k0
-        if check:
-            runtime.emu_set_module(ctypes.cast(function, ctypes.c_void_p))
-            runtime.emu_report_clear()
-        extents = [(ctypes.c_uint * 3)(*(*(int(e) for e in extent), 1, 1)[:3]) for extent in (grid, block)]
-        if function(pointers, *extents, ctypes.c_size_t(shared)):
-            raise KernelFault(self._symbolise(f"{self.name}: {runtime.emu_error().decode()}"))
-        if check:
-            first = ctypes.c_long()
-            for position, index in enumerate(buffers):
-                missed = runtime.emu_unwritten(position, ctypes.byref(first)) if index in outputs else 0
-                if missed:
-                    raise KernelFault(
-                        f"{self.name}: {missed} elements of output argument {index} never written, first {first.value}"
+        """Run it.
+
+        Raises:
+            LaunchError: the arguments aren't those of the kernel's signature, or a limit of the device is passed.
+            KernelFault: the kernel did what it must not.
+        """
+        self._check_limits(grid, block, shared)
+        values = [_on_host(value) for value in arguments]
+        packed = self._pack(values, outputs)
+        addresses = (ctypes.c_void_p * len(packed))(*map(ctypes.addressof, packed))
+        request = Request(
+            self.compiled.address,
+            ctypes.pointer(self.compiled.module),
+            ctypes.addressof(addresses),
+            _extent(grid),
+            _extent(block),
+            shared,
+            self.settings.seed,
+            self.settings.workers,
+            get_args(Mode).index(self.settings.mode),
+        )
+        with lock:
+            self._poison(values, outputs)
+            if self.settings.mode == "fast":
+                self._launch(request)
+                return
+            self._register(values, outputs, [_on_host(value) for value in also])
+            try:
+                self._launch(request)
+                self._check_outputs(values, outputs)
+                if self.settings.mode == "metrics":
+                    self._collect()
+            finally:
+                runtime().emu_clear_buffers(0, 0)
+
+    def _launch(self, request: Request) -> None:
+        if runtime().emu_launch(ctypes.byref(request)):
+            kind, text = runtime().emu_fault_kind().decode(), runtime().emu_fault_text().decode()
+            raise KernelFault(f"{self.name}: {kind}: {self._with_places(text)}", kind)
+
+    def _check_limits(self, grid: tuple[int, ...], block: tuple[int, ...], shared: int) -> None:
+        for what, extents, largest in (("grid", grid, LARGEST_GRID), ("block", block, LARGEST_BLOCK)):
+            if len(extents) > 3 or any(not 1 <= e <= most for e, most in zip(extents, largest, strict=False)):
+                raise LaunchError(f"{self.name}: expected a {what} of at most {largest}, got {tuple(extents)}")
+        threads = int(np.prod(block))
+        if threads > MOST_THREADS:
+            raise LaunchError(f"{self.name}: expected at most {MOST_THREADS} threads in a block, got {threads}")
+        static = self.compiled.module.static_shared - 1  # a byte of it is the emulator's
+        if static > MOST_STATIC_SHARED + 1024:  # which may cost the alignment of a variable
+            raise LaunchError(
+                f"{self.name}: expected at most {MOST_STATIC_SHARED} bytes of static shared memory, got {static}"
+            )
+        if shared < 0 or static // 1024 * 1024 + shared > MOST_SHARED:
+            raise LaunchError(
+                f"{self.name}: expected at most {MOST_SHARED} bytes of shared memory, got {static} static and "
+                f"{shared} dynamic"
+            )
+
+    def _pack(self, values: Sequence[Any], outputs: Sequence[int]) -> list[Any]:
+        """The bytes of each parameter."""
+        parameters = self.compiled.parameters
+        if len(values) != len(parameters):
+            raise LaunchError(f"{self.name}: expected {len(parameters)} arguments, got {len(values)}")
+        packed: list[Any] = []
+        for index, (value, (kind, pointer, size)) in enumerate(zip(values, parameters, strict=True)):
+            what = f"{self.name}: argument {index}"
+            if pointer:
+                _check_array(what, value, kind, size, pointer == "p")
+                packed.append(ctypes.c_void_p(_address(value)))
+            else:
+                if index in outputs:
+                    raise LaunchError(f"{what}: an output must be an array")
+                packed.append(_pack_value(what, value, kind, size))
+        return packed
+
+    def _poison(self, values: Sequence[Any], outputs: Sequence[int]) -> None:
+        """Fill outputs with NaN, or -1: what the kernel doesn't write must not look as if it had."""
+        arrays = [(index, value) for index, value in enumerate(values) if isinstance(value, np.ndarray)]
+        for output in outputs:
+            for index, value in arrays:
+                if index != output and np.may_share_memory(value, values[output]):
+                    raise LaunchError(
+                        f"{self.name}: argument {output}, an output, shares memory with argument {index}, so it is "
+                        "also read"
                     )
+            ctypes.memset(_address(values[output]), 0xFF, values[output].nbytes)
 
-    def _pack(self, index: int, value: Any, kind: str, output: bool) -> Any:
-        what = f"{self.name}: argument {index}"
-        if kind[0] in "pc":
-            if not isinstance(value, np.ndarray):
-                raise LaunchError(f"{what}: expected an array, got {type(value).__name__}")
-            if kind[1] != "V" and (value.dtype.kind != kind[1] or value.dtype.itemsize != int(kind[2:])):
-                raise LaunchError(f"{what}: expected elements {kind[1:]}, got {value.dtype}")
-            if output:
-                value.view(np.uint8).reshape(-1)[...] = 0xFF
-            return ctypes.c_void_p(value.ctypes.data)
-        data = bytes(value) if isinstance(value, ctypes.Structure) else value.tobytes()
-        wanted = "V" if isinstance(value, ctypes.Structure) else value.dtype.kind
-        if wanted != kind[0] or len(data) != int(kind[1:]):
-            raise LaunchError(f"{what}: expected {kind}, got {type(value).__name__} of {len(data)} bytes")
-        return (ctypes.c_char * len(data)).from_buffer_copy(data)
+    def _register(self, values: Sequence[Any], outputs: Sequence[int], also: Sequence[Any]) -> None:
+        """Tell the checker which memory is the kernel's."""
+        module = self.compiled.module
+        runtime().emu_clear_buffers(module.low, module.high)
+        pointers = (pointer for _, pointer, _ in self.compiled.parameters)
+        for index, (value, pointer) in enumerate(zip(values, pointers, strict=True)):
+            if pointer:
+                _add(f"argument {index}", value, initialised=index not in outputs, constant=pointer == "c")
+        for index, value in enumerate(also):
+            _add(f"also {index}", value, initialised=True, constant=not value.flags.writeable)
 
-    def _symbolise(self, message: str) -> str:
+    def _check_outputs(self, values: Sequence[Any], outputs: Sequence[int]) -> None:
+        first = ctypes.c_uint64()
+        for index in outputs:
+            missed = runtime().emu_count_unwritten(_address(values[index]), ctypes.byref(first))
+            if missed:
+                item = values[index].itemsize
+                raise KernelFault(
+                    f"{self.name}: initcheck: {-(-missed // item)} of {values[index].size} elements of argument {index} "
+                    f"were never written, the first is element {first.value // item}",
+                    "initcheck",
+                )
+
+    def _collect(self) -> None:
+        metrics, count = collected.get(), ctypes.c_uint64()
+        numbers = runtime().emu_metrics(ctypes.byref(count))
+        if metrics is None:
+            return
+        width = 2 + len(COUNTERS)
+        for entry in range(count.value):
+            place, kind, *counters = numbers[entry * width : (entry + 1) * width]
+            source, line = (self.compiled.lines(place) or [("?", 0)])[0]
+            metrics.add(source, line, kind, tuple(counters))
+
+    def _with_places(self, text: str) -> str:
+        """Addresses become file and line, with those of the calls that were inlined."""
+
         def place(match: re.Match[str]) -> str:
-            offset = int(match[1], 16) - 1 - self.runtime.emu_module_base()
-            command = ["addr2line", "-e", str(self.path), "-i", hex(offset)]
-            lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")
-            return "at " + Path(lines[0]).name
+            lines = [f"{name}:{line}" for name, line in self.compiled.lines(int(match[1], 16))]
+            return " called at ".join(lines) or "an unknown place"
 
-        return re.sub(r"pc=(0x[0-9a-f]+)", place, message)
+        return re.sub(r"@(0x[0-9a-f]+)@", place, text)
+
+
+def _on_host(value: Any) -> Any:
+    """NumPy's array within an array of the emulator's stand-in for CuPy; anything else itself."""
+    return getattr(value, "_host", value)
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _extent(extents: tuple[int, ...]) -> Any:
+    return (ctypes.c_uint * 3)(*(*(int(extent) for extent in extents), 1, 1)[:3])
+
+
+def _add(name: str, array: np.ndarray, *, initialised: bool, constant: bool) -> None:
+    runtime().emu_add_buffer(
+        _address(array), array.nbytes, max(array.itemsize, 1), initialised, constant, name.encode()
+    )  # fmt: skip
+
+
+def _check_array(what: str, value: Any, kind: str, size: int, written: bool) -> None:
+    if not isinstance(value, np.ndarray):
+        raise LaunchError(f"{what}: expected an array, got {type(value).__name__}")
+    if kind != "V" and (value.dtype.kind != kind or value.dtype.itemsize != size):
+        raise LaunchError(f"{what}: expected elements of type {kind}{size}, got {value.dtype.str[1:]} ({value.dtype})")
+    if written and not value.flags.writeable:
+        raise LaunchError(f"{what}: expected an array that may be written, got a read-only one")
+
+
+def _pack_value(what: str, value: Any, kind: str, size: int) -> Any:
+    structure = isinstance(value, ctypes.Structure)
+    if not structure and not isinstance(value, np.generic):
+        raise LaunchError(f"{what}: expected a value of type {kind}{size}, got {type(value).__name__}")
+    data = bytes(value) if structure else value.tobytes()
+    if kind != ("V" if structure else value.dtype.kind) or len(data) != size:
+        raise LaunchError(f"{what}: expected a value of type {kind}{size}, got {type(value).__name__}")
+    return (ctypes.c_char * size).from_buffer_copy(data)
