@@ -415,13 +415,18 @@ class _One:
         report.checks["values"] += 1
 
     def _adjoint(self, results: tuple[Array, ...]) -> None:
-        """<Kv, u> = <v, K'u>: both sides are sums of the same products, and K'u is the specification's, in float64."""
-        kv, entry = results[0].astype(np.float64), self.expected[0]
-        rng = np.random.default_rng(kv.size)
+        """<Kv, u> = <v, K'u>: both sides are sums of the same products, and K'u is the specification's, in float64.
+
+        A constant that the operation adds to Kv is what the specification makes of v = 0.
+        """
+        specification, entry = self.check.operation.specification, self.expected[0]
+        rng = np.random.default_rng(results[0].size)
         wide = self.call.astype(np.float64)
         for adjoint in self.check.contract.adjoints:
-            u = rng.integers(-3, 4, kv.shape).astype(np.float64)
+            u = rng.integers(-3, 4, results[0].shape).astype(np.float64)
             v = np.asarray(wide[adjoint.of])
+            constant = as_tuple(self.call.changed(**{adjoint.of: np.zeros_like(v)}).apply(specification))[0]
+            kv = results[0] - constant.astype(np.float64)
             products, mirrored = kv * u, v * adjoint.transposed(u, self.call)
             allowed = 0.0 if entry.allowed is None else float((entry.allowed * abs(u)).sum())
             count = products.size + mirrored.size + v.size + 1

@@ -3,12 +3,16 @@
 from itertools import chain
 
 from refnet.testing.contract import Contract
-from refnet.testing.contracts import convolution, suppression
+from refnet.testing.contracts import convolution, dense, normalisation, pooling, regions, suppression
 
 CONTRACTS: dict[str, Contract] = {
     contract.operation.name: contract
     for contract in chain(
         convolution.CONTRACTS,
+        dense.CONTRACTS,
+        normalisation.CONTRACTS,
+        pooling.CONTRACTS,
+        regions.CONTRACTS,
         suppression.CONTRACTS,
     )
 }
