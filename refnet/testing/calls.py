@@ -43,11 +43,11 @@ class Values:
         if self.kind == "ones":
             return np.ones(self.shape)
         if self.kind == "normal":
-            return rng.standard_normal(self.shape)
+            return np.asarray(rng.standard_normal(self.shape))
         if self.kind == "positive":
-            return rng.uniform(0.25, 4, self.shape)
+            return np.asarray(rng.uniform(0.25, 4, self.shape))
         scale, most = (1.0, 3) if self.kind == "integers" else (0.25, 16)
-        return rng.integers(-most, most + 1, self.shape) * scale
+        return np.asarray(rng.integers(-most, most + 1, self.shape) * scale)
 
 
 EXACT: tuple[Kind, ...] = ("ones", "integers")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -160,6 +160,7 @@ class _Check:
     code: str
     report: Report
     xp: Any
+    known: list[Any] = field(default_factory=list)
 
     def supported(self, dtypes: Sequence[str]) -> list[str]:
         """The types of `dtypes` that the kernel takes: float64 may be refused, by a DTypeError."""
@@ -185,10 +186,10 @@ class _Check:
         """Run the named edge cases; return the smallest that fails."""
         failures: list[KernelMismatch] = []
         for number, (name, call) in enumerate(self.contract.edges.items()):
-            plain = [Example(call, dtype) for dtype in types]
             odd = Example(call, types[0], LAYOUTS[1 + number % (len(LAYOUTS) - 1)], number % SCHEDULES)
+            plain = [Example(call, dtype) for dtype in types]
             try:
-                ran = [self.example(example, f'in the edge case "{name}"') for example in (*plain, odd)]
+                ran = [self.example(example, f'in the edge case "{name}"') for example in (plain[0], odd, *plain[1:])]
             except KernelMismatch as mismatch:
                 failures.append(mismatch)
             else:
@@ -267,6 +268,14 @@ class _Check:
         one.run()
         return True
 
+    def expected_of(self, example: Example, call: Call) -> tuple[Expected, ...]:
+        """What the results of `call` must be; remembered for the last call, which another layout may follow."""
+        if not self.known or self.known[0].call is not example.call or self.known[0].dtype != example.dtype:
+            rounding = Rounding.of(example.dtype, self.precision)
+            self.known[:] = example, self.contract.bound(self.operation.specification, call, rounding)
+        expected: tuple[Expected, ...] = self.known[1]
+        return expected
+
     def refusals(self) -> None:
         """Make the calls that must be refused.
 
@@ -327,11 +336,10 @@ class _One:
 
     def __init__(self, check: _Check, example: Example, call: Call, where: str) -> None:
         self.check, self.example, self.call, self.where = check, example, call, where
-        self.rounding = Rounding.of(example.dtype, check.precision)
 
     def run(self) -> None:
-        check, specification = self.check, self.check.operation.specification
-        self.expected = check.contract.bound(specification, self.call, self.rounding)
+        check = self.check
+        self.expected = check.expected_of(self.example, self.call)
         first = self._results(self._given(), 0)
         self._same_form(first)
         self._close(first)

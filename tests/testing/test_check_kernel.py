@@ -10,10 +10,8 @@ import pytest
 
 from refnet import ops
 from refnet.errors import ArgumentError
-from refnet.kernel_op import operations
 from refnet.kernels.cpu import KERNELS
-from refnet.testing import KernelMismatch, Report, check_kernel, contract_of
-from refnet.testing.kernels import contracts_by_name
+from refnet.testing import KernelMismatch, check_kernel
 
 specified = ops.conv2d_forward.specification
 
@@ -23,26 +21,6 @@ def mismatch(operation: Any, kernel: Callable[..., Any], **settings: Any) -> Ker
     with pytest.raises(KernelMismatch) as caught:
         check_kernel(operation, kernel, **settings)
     return caught.value
-
-
-@pytest.mark.parametrize("name", contracts_by_name())
-def test_refnets_own_kernels_keep_their_contracts(name):
-    report = check_kernel(operations()[name], KERNELS.get(name, operations()[name].specification))
-    assert isinstance(report, Report)
-    assert report.edges == len(contract_of(operations()[name]).edges)
-    assert report.examples > 0
-    assert report.worst <= 1
-
-
-@pytest.mark.parametrize("name", contracts_by_name())
-def test_arguments_of_a_contract_are_those_of_its_specification(name):
-    contract = contract_of(operations()[name])
-    for call in contract.edges.values():
-        call.apply(contract.operation.specification)
-    assert {adjoint.of for adjoint in contract.adjoints} <= next(iter(contract.edges.values())).arrays.keys()
-    for refusal in contract.refusals.values():
-        with pytest.raises(refusal.error):
-            refusal.call.apply(contract.operation.specification)
 
 
 # a bug for each property
@@ -212,6 +190,6 @@ def test_equal_seeds_draw_equal_examples():
             seen.append(boxes.tobytes())
             return ops.nms.specification(boxes, scores, iou_threshold=iou_threshold, limit=limit)
 
-        check_kernel(ops.nms, kernel, seed=3, max_examples=20)
+        check_kernel(ops.nms, kernel, seed=3, max_examples=10)
         calls.append(seen)
     assert calls[0] == calls[1]

@@ -1,4 +1,4 @@
-"""nms and batched_nms: decisions, equal bit for bit.
+"""nms, batched_nms and batched_nms_padded: decisions, equal bit for bit.
 
 The order of operations within an IoU is part of the specification, so any boxes will do. On whole coordinates and
 dyadic thresholds nothing is rounded at all, and IoUs that equal the threshold are common; these calls are exact, for
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from refnet.arrays import Array
 from refnet.errors import ArgumentError, DTypeError, ShapeError
-from refnet.ops import batched_nms, nms
+from refnet.ops import batched_nms, batched_nms_padded, nms
 from refnet.testing.calls import Call
 from refnet.testing.contract import Contract, Refusal
 from refnet.testing.strategies.boxes import clustered_boxes, dyadic_thresholds, scored_boxes
-from refnet.testing.strategies.drawing import Draw
+from refnet.testing.strategies.drawing import Draw, seeds
 
 WARP_AND_BLOCK = (31, 32, 33, 63, 64, 65)
 limits = st.one_of(st.none(), st.integers(0, 20))
@@ -72,8 +72,8 @@ def _edges(grouped: bool) -> dict[str, Call]:
     for count in WARP_AND_BLOCK:
         cases[f"{count} boxes, each overlapping its neighbours"] = (_row(count, 1, 2), -np.arange(count), 0.25, None)
         cases[f"{count} boxes of one score, every other kept"] = (_row(count, 2, 3), np.ones(count), 0.125, None)
-    cases["300 boxes, apart, the last the best"] = (_row(300, 4, 4), np.arange(300), 0.5, None)
-    cases["300 boxes and a limit of 65"] = (_row(300, 1, 2), -np.arange(300), 0.25, 65)
+    cases["130 boxes, apart, the last the best"] = (_row(130, 4, 4), np.arange(130), 0.5, None)
+    cases["130 boxes and a limit of 65"] = (_row(130, 1, 2), -np.arange(130), 0.25, 65)
     calls = {}
     for name, (boxes, scores, threshold, limit) in cases.items():
         groups = np.arange(len(scores)) % 2 * 7 - 3 if grouped else None
@@ -110,9 +110,70 @@ def _refusals(grouped: bool) -> dict[str, Refusal]:
     return refusals
 
 
+@st.composite
+def _padded_calls(draw: Draw) -> Call:
+    images = [draw(_calls(True)) for _ in range(draw(st.integers(0, 3)))]
+    parameters = {"iou_threshold": draw(dyadic_thresholds), "limit": draw(st.integers(0, 20))}
+    return _padded(images, parameters, extra=draw(st.integers(0, 3)), shuffled=draw(seeds))
+
+
+def _padded(images: list[Call], parameters: dict[str, Any], *, extra: int = 1, shuffled: int = 0) -> Call:
+    """Images of one size: the rows of each, in any places, and between them rows that aren't valid."""
+    most = max((len(image["boxes"]) for image in images), default=0) + extra
+    boxes, scores = np.full((len(images), most, 4), 3.0), np.full((len(images), most), np.nan)
+    groups, valid = np.zeros((len(images), most), np.int64), np.zeros((len(images), most), bool)
+    rng = np.random.default_rng(shuffled)
+    for n, image in enumerate(images):
+        rows = np.sort(rng.permutation(most)[: len(image["boxes"])])
+        boxes[n, rows], scores[n, rows], groups[n, rows] = image["boxes"], image["scores"], image["groups"]
+        valid[n, rows] = True
+    arrays = {"boxes": boxes, "scores": scores, "groups": groups, "valid": valid}
+    return Call.of(arrays, parameters, exact=all(image.exact for image in images))
+
+
+def _padded_edges() -> dict[str, Call]:
+    singles = _edges(True)
+    edges = {}
+    for name, call in singles.items():
+        if name[:2] in ("31", "32", "63", "64"):
+            continue
+        limit = len(call["boxes"]) + 2 if call["limit"] is None else call["limit"]
+        edges[name] = _padded([call], {"iou_threshold": call["iou_threshold"], "limit": limit})
+    mixed = [
+        singles[name] for name in ("no box", "65 boxes, each overlapping its neighbours", "equal boxes", "one box")
+    ]
+    edges["images of several sizes"] = _padded(mixed, {"iou_threshold": 0.25, "limit": 40}, shuffled=1)
+    edges["no image"] = _padded([], {"iou_threshold": 0.5, "limit": 3})
+    edges["no row"] = _padded([singles["no box"]], {"iou_threshold": 0.5, "limit": 3}, extra=0)
+    flat = _padded([singles["equal boxes"]], {"iou_threshold": 0.5, "limit": 3})
+    edges["one image without an axis of images"] = flat.map(lambda _, a: a[0])
+    return edges
+
+
+def _padded_refusals() -> dict[str, Refusal]:
+    good = _padded([_edges(True)["equal boxes"]], {"iou_threshold": 0.5, "limit": 3})
+    return {
+        "boxes that aren't (..., 4)": Refusal(call=good.changed(boxes=np.ones((1, 6, 5))), error=ShapeError),
+        "another number of scores": Refusal(call=good.changed(scores=np.ones((1, 5))), error=ShapeError),
+        "another number of valid rows": Refusal(call=good.changed(valid=np.ones((1, 5), bool)), error=ShapeError),
+        "boxes of integers": Refusal(call=good.changed(boxes=np.ones((1, 6, 4), np.int64)), error=DTypeError),
+        "groups of floating point": Refusal(call=good.changed(groups=np.ones((1, 6))), error=DTypeError),
+        "valid rows in numbers": Refusal(call=good.changed(valid=np.ones((1, 6))), error=DTypeError),
+        "a threshold below 0": Refusal(call=good.changed(iou_threshold=-0.5), error=ArgumentError),
+        "a negative limit": Refusal(call=good.changed(limit=-1), error=ArgumentError),
+    }
+
+
 WHY = "decisions: the order of operations is part of the specification, so every bit must be equal"
 
 CONTRACTS = (
     Contract(operation=nms, inputs=_calls(False), edges=_edges(False), refusals=_refusals(False), why=WHY),
     Contract(operation=batched_nms, inputs=_calls(True), edges=_edges(True), refusals=_refusals(True), why=WHY),
+    Contract(
+        operation=batched_nms_padded,
+        inputs=_padded_calls(),
+        edges=_padded_edges(),
+        refusals=_padded_refusals(),
+        why=WHY,
+    ),
 )

@@ -41,7 +41,7 @@ def scored_boxes(draw: Draw, most: int = 12, groups: int = 3, distinct_scores: b
 
 
 @st.composite
-def clustered_boxes(draw: Draw, most: int = 150) -> ScoredBoxes:
+def clustered_boxes(draw: Draw, most: int = 70) -> ScoredBoxes:
     """Boxes around a few objects, as a detector gives them, of any coordinates; scores with ties; 5 groups."""
     count, rng = draw(st.integers(0, most)), np.random.default_rng(draw(seeds))
     centres = rng.uniform(0, 400, (6, 2))[rng.integers(0, 6, count)] + rng.normal(0, 8, (count, 2))
