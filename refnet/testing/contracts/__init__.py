@@ -3,7 +3,7 @@
 from itertools import chain
 
 from refnet.testing.contract import Contract
-from refnet.testing.contracts import convolution, dense, normalisation, pooling, regions, suppression
+from refnet.testing.contracts import convolution, dense, normalisation, pooling, regions, resizing, suppression
 
 CONTRACTS: dict[str, Contract] = {
     contract.operation.name: contract
@@ -13,6 +13,7 @@ CONTRACTS: dict[str, Contract] = {
         normalisation.CONTRACTS,
         pooling.CONTRACTS,
         regions.CONTRACTS,
+        resizing.CONTRACTS,
         suppression.CONTRACTS,
     )
 }

@@ -22,7 +22,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from refnet.arrays import Array
-from refnet.ops import batch_norm_forward, batch_norm_grad
+from refnet.ops import batch_norm_forward, batch_norm_grad, frozen_batch_norm_affine
 from refnet.testing.bounds import Expected, Rounding
 from refnet.testing.calls import Call, Kind, Shape, Values
 from refnet.testing.contract import Contract
@@ -92,6 +92,29 @@ def _bound_grad(specification: Callable[..., Any], call: Call, rounding: Roundin
     )
 
 
+def _affine(channels: int, kind: Kind, seed: int, *, epsilon: float = 1e-3) -> Call:
+    names = ("gamma", "beta", "mean")
+    rows: dict[str, Any] = {name: Values((channels,), kind, seed + i) for i, name in enumerate(names)}
+    return Call.of({**rows, "variance": Values((channels,), "positive", seed)}, {"epsilon": epsilon}, exact=False)
+
+
+@st.composite
+def _affine_calls(draw: Draw) -> Call:
+    kind = draw(st.sampled_from(["ones", "integers", "normal"]))
+    return _affine(draw(st.integers(0, 70)), kind, draw(seeds), epsilon=draw(st.sampled_from([1e-3, 1e-5, 0.0])))
+
+
+def _bound_affine(specification: Callable[..., Any], call: Call, rounding: Rounding) -> tuple[Expected, ...]:
+    """A sum, a root and a reciprocal, or a reciprocal root within 2 units; a product; then a product and a difference."""
+    wide = call.astype(np.float64)
+    scale, shift = wide.results(specification)
+    u = rounding.unit + 2.0**-53
+    return (
+        Expected(scale, 6 * u * abs(scale)),
+        Expected(shift, 8 * u * abs(scale * wide["mean"]) + u * abs(wide["beta"])),
+    )
+
+
 BATCHES: dict[str, Shape] = {
     "one number": (1, 1),
     "one row": (1, 33),
@@ -122,5 +145,15 @@ CONTRACTS = (
         edges={title: _grad(*case) for title, case in EDGES.items()},  # type: ignore[arg-type]
         bound=_bound_grad,
         why="sums over the rows of the batch, carried on to first order",
+    ),
+    Contract(
+        operation=frozen_batch_norm_affine,
+        inputs=_affine_calls(),
+        edges={
+            **{f"{count} channels": _affine(count, "normal", 19) for count in (0, 1, 31, 32, 33, 64, 65, 257)},
+            "no epsilon": _affine(5, "normal", 19, epsilon=0.0),
+        },
+        bound=_bound_affine,
+        why="six roundings at most in the scale, and two more in the shift",
     ),
 )
