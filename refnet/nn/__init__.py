@@ -12,11 +12,15 @@ from refnet.nn.module import Module, Parameter
 from refnet.nn.optim import (
     SGD,
     AdamW,
+    GradientNorms,
     NonFiniteError,
     Optimizer,
     add_weight_decay,
     clip_gradients,
+    decay_gradients,
     find_nonfinite,
+    measure_gradients,
+    shorten_gradients,
 )
 from refnet.nn.schedules import Schedule
 from refnet.nn.select import match_names, set_trainable
@@ -28,6 +32,7 @@ __all__ = [
     "Conv2d",
     "ConvTranspose2d",
     "FrozenBatchNorm2d",
+    "GradientNorms",
     "Initializer",
     "Linear",
     "Module",
@@ -37,9 +42,12 @@ __all__ = [
     "Schedule",
     "add_weight_decay",
     "clip_gradients",
+    "decay_gradients",
     "find_nonfinite",
     "init",
     "match_names",
+    "measure_gradients",
     "schedules",
     "set_trainable",
+    "shorten_gradients",
 ]

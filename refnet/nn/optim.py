@@ -7,11 +7,12 @@ The learning rate isn't part of an optimiser's state: whoever resumes a run says
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from refnet.arrays import Array, device_of, namespace
+from refnet.arrays import Array, device_of, namespace, to_host
 from refnet.errors import ArgumentError, DTypeError, RefnetError
 from refnet.nn.module import Parameter, copy_state
 from refnet.nn.select import match_names
@@ -62,8 +63,12 @@ class Optimizer:
             )
         self._scratch: dict[tuple[str, np.dtype[Any]], Array] = {}
 
-    def step(self, lr: float | None = None) -> None:
+    def step(self, lr: float | None = None, *, only_if: Array | None = None) -> None:
         """Move every parameter that has a gradient, in place, with the learning rate `lr` or the optimiser's own.
+
+        Args:
+            only_if: a boolean without axes that the host doesn't know yet, beside the parameters: where it turns out
+                false, they and their moments stay as they are.
 
         Raises:
             ArgumentError: `lr` is negative or not a number, or the values of a parameter aren't contiguous.
@@ -72,8 +77,13 @@ class Optimizer:
         lr = self.lr if lr is None else lr
         _check_not_negative(type(self).__name__, lr=lr)
         for name, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                self._update(name, parameter, float(lr) * self._lr_scale[name])
+            if parameter.grad is None:
+                continue
+            changing = [] if only_if is None else [parameter.data, *self._moments_of(name)]
+            before = [array.copy() for array in changing]
+            self._update(name, parameter, float(lr) * self._lr_scale[name])
+            for array, old in zip(changing, before, strict=True):
+                namespace(array).copyto(array, old, where=~only_if)  # type: ignore[operator]
 
     def state(self) -> dict[str, Array]:
         """What a checkpoint must hold for training to go on bit for bit; the arrays themselves, not copies."""
@@ -88,6 +98,10 @@ class Optimizer:
         copy_state(self.state(), state, what=f"load_state of {type(self).__name__}")
 
     def _update(self, name: str, parameter: Parameter, lr: float) -> None:
+        raise NotImplementedError
+
+    def _moments_of(self, name: str) -> tuple[Array, ...]:
+        """What changes with the parameter `name`."""
         raise NotImplementedError
 
     def _moments(self) -> dict[str, Array]:
@@ -166,11 +180,13 @@ class SGD(Optimizer):
     def state(self) -> dict[str, Array]:
         return {f"{name}.velocity": velocity for name, velocity in self._velocity.items()}
 
+    def _moments_of(self, name: str) -> tuple[Array, ...]:
+        return (self._velocity[name],) if self.momentum else ()
+
     def _update(self, name: str, parameter: Parameter, lr: float) -> None:
         xp = namespace(parameter.data)
         decay = self._decay[name]
-        moments = (self._velocity[name],) if self.momentum else ()
-        for w, g, *velocity, scratch in self._blocks(name, parameter, *moments):
+        for w, g, *velocity, scratch in self._blocks(name, parameter, *self._moments_of(name)):
             if decay:
                 xp.multiply(w, decay, out=scratch)
                 g = xp.add(scratch, g, out=scratch)
@@ -233,6 +249,9 @@ class AdamW(Optimizer):
             state[f"{name}.steps"] = self._steps[name]
         return state
 
+    def _moments_of(self, name: str) -> tuple[Array, ...]:
+        return self._first[name], self._second[name]
+
     def _update(self, name: str, parameter: Parameter, lr: float) -> None:
         xp = namespace(parameter.data)
         self._steps[name] += 1
@@ -241,7 +260,7 @@ class AdamW(Optimizer):
         keep = 1 - lr * self._decay[name]
         first_rate = lr / (1 - beta_1**t)
         second_rate = 1 / (1 - beta_2**t)
-        for w, g, m, v, scratch in self._blocks(name, parameter, self._first[name], self._second[name]):
+        for w, g, m, v, scratch in self._blocks(name, parameter, *self._moments_of(name)):
             if keep != 1:
                 w *= keep
             m *= beta_1
@@ -268,6 +287,8 @@ def add_weight_decay(
 ) -> float:
     """Add the gradient of the decay to the gradients, as if it were part of the loss, and return what it adds to that.
 
+    For parameters on a device, what it adds makes the host wait; :func:`decay_gradients` doesn't tell.
+
     Choice: so done before :func:`clip_gradients`, the decay is clipped with the rest, as in Keras, whose regularisers
     are losses; :class:`SGD` adds it behind the clipping, as PyTorch does. `decay_norm` and `no_decay` are those of SGD;
     a parameter without a gradient is passed over.
@@ -275,17 +296,38 @@ def add_weight_decay(
     Raises:
         ArgumentError: a number is out of range, or a pattern matches no name.
     """
+    decays = decay_gradients(parameters, weight_decay=weight_decay, decay_norm=decay_norm, no_decay=no_decay)
+    added = 0.0
+    for name, decay in decays.items():
+        added += decay / 2 * float(_sum_of_squares(parameters[name].data))
+    return added
+
+
+def decay_gradients(
+    parameters: Mapping[str, Parameter],
+    *,
+    weight_decay: float,
+    decay_norm: Literal["half_sum", "mean"] = "half_sum",
+    no_decay: Sequence[str] = (),
+) -> dict[str, float]:
+    """Add the gradient of the decay to the gradients, as :func:`add_weight_decay` does.
+
+    Returns:
+        For each parameter that decays, by how much of itself.
+
+    Raises:
+        ArgumentError: a number is out of range, or a pattern matches no name.
+    """
     _check_not_negative("add_weight_decay", weight_decay=weight_decay)
     _check_decay_norm("add_weight_decay", decay_norm)
     undecayed = set(match_names(parameters, no_decay, what="add_weight_decay: no_decay"))
-    added = 0.0
+    decays: dict[str, float] = {}
     for name, parameter in parameters.items():
         if name in undecayed or parameter.grad is None:
             continue
-        decay = weight_decay * _decay_factor(parameter, decay_norm)
-        added += decay / 2 * _sum_of_squares(parameter.data)
-        parameter.grad = parameter.grad + decay * parameter.data  # a new array: another tensor may hold the old one
-    return added
+        decays[name] = weight_decay * _decay_factor(parameter, decay_norm)
+        parameter.grad = parameter.grad + decays[name] * parameter.data  # a new array: others may hold the old one
+    return decays
 
 
 def _decay_factor(parameter: Parameter, decay_norm: Literal["half_sum", "mean"]) -> float:
@@ -298,15 +340,57 @@ def _check_decay_norm(what: str, decay_norm: str) -> None:
         raise ArgumentError(f'{what}: decay_norm must be "half_sum" or "mean", got {decay_norm!r}')
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientNorms:
+    """How long gradients are, beside them: on a device, the host doesn't know it yet.
+
+    Attributes:
+        names: of the parameters that have a gradient.
+        squares: (P,), float64, the sum of squares of each.
+    """
+
+    names: tuple[str, ...]
+    squares: Array
+
+    @property
+    def total(self) -> Array:
+        """The norm of all gradients as one vector."""
+        xp = namespace(self.squares)
+        square = self.squares.cumsum()[-1] if self.names else xp.zeros(())  # in order, as Python's sum
+        return xp.asarray(xp.sqrt(square))  # type: ignore[no-any-return]
+
+    def checked(self) -> float:
+        """The norm of all; the host waits for it.
+
+        Raises:
+            NonFiniteError: the norm of a gradient isn't finite; the message names the first.
+        """
+        squares = to_host(self.squares)
+        for name, square in zip(self.names, squares.tolist(), strict=True):
+            if not np.isfinite(square):
+                raise NonFiniteError(
+                    f"clip_gradients: the norm of the gradient of {name} must be finite, got {square**0.5}"
+                )
+        return float(GradientNorms(names=self.names, squares=squares).total)
+
+
+def measure_gradients(parameters: Mapping[str, Parameter]) -> GradientNorms:
+    """The norms of all gradients.
+
+    They are summed in float64 in an order that depends on the shapes alone, so they don't change with the number of
+    threads.
+    """
+    squares = {name: _sum_of_squares(p.grad) for name, p in parameters.items() if p.grad is not None}
+    xp = namespace(*squares.values())
+    return GradientNorms(names=tuple(squares), squares=xp.stack(list(squares.values())) if squares else xp.zeros(0))
+
+
 def clip_gradients(
     parameters: Mapping[str, Parameter], *, max_norm: float, mode: Literal["global", "each"] = "global"
 ) -> float:
     """Shorten the gradients that are longer than `max_norm`, and return the norm of all of them before.
 
     .. math:: g \\leftarrow g \\min(1, c / \\lVert g \\rVert)
-
-    Norms are summed in float64 in an order that depends on the shapes alone, so they don't change with the number of
-    threads.
 
     Args:
         mode: "global" takes all gradients as one vector, which keeps its direction; "each" clips each alone.
@@ -318,43 +402,73 @@ def clip_gradients(
         ArgumentError: `max_norm` isn't positive, or `mode` isn't one of the two.
         NonFiniteError: the norm of a gradient isn't finite; the message names the first, and nothing was changed.
     """
+    _check_clipping(max_norm, mode)
+    norms = measure_gradients(parameters)
+    norm = norms.checked()
+    shorten_gradients(parameters, norms, max_norm=max_norm, mode=mode)
+    return norm
+
+
+def shorten_gradients(
+    parameters: Mapping[str, Parameter],
+    norms: GradientNorms,
+    *,
+    max_norm: float,
+    mode: Literal["global", "each"] = "global",
+) -> None:
+    """:func:`clip_gradients` by norms that were measured before, whatever they are; no device is waited for.
+
+    Raises:
+        ArgumentError: `max_norm` isn't positive, or `mode` isn't one of the two.
+    """
+    _check_clipping(max_norm, mode)
+    if max_norm == np.inf:
+        return
+    total, each = norms.total, namespace(norms.squares).sqrt(norms.squares)
+    for index, name in enumerate(norms.names):
+        grad = parameters[name].grad
+        assert grad is not None
+        factor = _factor(total if mode == "global" else each[index], max_norm, grad.dtype)
+        if factor is not None:
+            parameters[name].grad = grad * factor  # a new array: another tensor may hold the old one
+
+
+def _factor(length: Any, max_norm: float, dtype: np.dtype[Any]) -> Any:
+    """By what a gradient of that length is multiplied; None if that is known to be 1."""
+    if device_of((length,)) == "cpu":
+        return max_norm / float(length) if length > max_norm else None
+    return namespace(length).where(length > max_norm, max_norm / length, 1).astype(dtype)
+
+
+def _check_clipping(max_norm: float, mode: str) -> None:
     if not max_norm > 0:
         raise ArgumentError(f"clip_gradients: max_norm must be positive, got {max_norm}")
     if mode not in ("global", "each"):
         raise ArgumentError(f'clip_gradients: mode must be "global" or "each", got {mode!r}')
-    squares = {name: _sum_of_squares(p.grad) for name, p in parameters.items() if p.grad is not None}
-    for name, square in squares.items():
-        if not np.isfinite(square):
-            raise NonFiniteError(
-                f"clip_gradients: the norm of the gradient of {name} must be finite, got {square**0.5}"
-            )
-    norm = float(np.sqrt(sum(squares.values())))
-    for name, square in squares.items():
-        length = norm if mode == "global" else float(np.sqrt(square))
-        grad = parameters[name].grad
-        if length > max_norm and grad is not None:
-            parameters[name].grad = grad * (max_norm / length)  # a new array: another tensor may hold the old one
-    return norm
 
 
-def find_nonfinite(parameters: Mapping[str, Parameter]) -> list[str]:
-    """The names of the parameters whose values or gradients hold an infinity or NaN."""
+def find_nonfinite(parameters: Mapping[str, Parameter], *, gradients: bool = True) -> list[str]:
+    """The names of the parameters whose values, or, if `gradients`, gradients, hold an infinity or NaN."""
     return [
         name
-        for name, parameter in parameters.items()
-        if not all(namespace(a).isfinite(a).all() for a in (parameter.data, parameter.grad) if a is not None)
+        for name, p in parameters.items()
+        if not all(
+            bool(namespace(a).isfinite(a).all()) for a in (p.data, p.grad if gradients else None) if a is not None
+        )
     ]
 
 
-def _sum_of_squares(grad: Array) -> float:
-    """In float64, pairwise within blocks: NumPy's own sum runs on one thread."""
+def _sum_of_squares(grad: Array) -> Any:
+    """In float64, without axes. On a CPU pairwise within blocks: NumPy's own sum runs on one thread."""
     flat = grad.reshape(-1)
     xp = namespace(grad)
+    if xp is not np:
+        return xp.square(flat, dtype=np.float64).sum()
     total = 0.0
     with np.errstate(over="ignore"):  # the caller rejects an infinite sum
         for start in range(0, flat.size, BLOCK):
-            total += float(xp.square(flat[start : start + BLOCK], dtype=np.float64).sum())
-    return total
+            total += float(np.square(flat[start : start + BLOCK], dtype=np.float64).sum())
+    return np.float64(total)
 
 
 def _check_not_negative(what: str, **values: float) -> None:

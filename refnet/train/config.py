@@ -176,8 +176,8 @@ class TrainConfig:
     oks_sigmas: tuple[float, ...] = ()
     """How far each keypoint may be off in the evaluation, in units of the root of the object's area; none: COCO's own
     for 17 points, and 0.05 for each of any other number."""
-    device: Literal["cpu"] = "cpu"
-    """Where arrays live."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the network lives: cuda is a GPU of NVIDIA's, and needs CuPy."""
     kernels: Literal["tuned", "specification"] = "tuned"
     """tuned: the fast kernels of refnet.kernels. specification: the normative text itself."""
 
@@ -197,6 +197,10 @@ class TrainConfig:
             f"milestones belong to schedule multi_step, and it to them; got {self.milestones} for {self.schedule}",
         )
         self.learning_rate()
+        check(
+            self.device == "cpu" or self.kernels == "tuned",
+            f"kernels must be tuned on a GPU, where the specification doesn't run, got {self.kernels}",
+        )
         check(
             self.optimizer == "sgd" or (self.decay_norm == "half_sum" and not self.decay_clipped),
             "decay_norm and decay_clipped belong to optimizer sgd, the decay of adamw is no gradient",

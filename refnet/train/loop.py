@@ -4,31 +4,19 @@ A step is a function of the weights, the optimiser's state and its own number: t
 draws depend on (seed, step) alone, and so does the learning rate. A checkpoint therefore holds all there is to hold.
 """
 
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from refnet.data import Dataset, Sample, batches, keypoint_scheme, stream
+from refnet.data import Dataset, batches, keypoint_scheme, stream
 from refnet.errors import CheckpointError, ConfigError
-from refnet.nn import (
-    SGD,
-    AdamW,
-    NonFiniteError,
-    Optimizer,
-    Parameter,
-    add_weight_decay,
-    clip_gradients,
-    find_nonfinite,
-    set_trainable,
-)
+from refnet.nn import Optimizer, set_trainable
 from refnet.rcnn.model import MaskRCNN
 from refnet.train.checkpoint import Checkpoint, load_newest, save_checkpoint
-from refnet.train.config import RunConfig, TrainConfig
+from refnet.train.config import RunConfig
 from refnet.train.config_file import differences, to_document, write_config
 from refnet.train.interrupt import stop_on_signals
 from refnet.train.memory import peak_memory_mib
@@ -36,11 +24,13 @@ from refnet.train.metrics import MetricsLog
 from refnet.train.progress import progress_bar
 from refnet.train.run_dir import CHECKPOINTS, METRICS, holds_run
 from refnet.train.source import read_weights
+from refnet.train.step import Step, make_optimizer, start_step
 from refnet.weights import LoadReport, load
 
 ADJUSTABLE = (
     "steps",
     "checkpoint_every",
+    "device",
     "eval_batch_size",
     "val_count",
     "val_images",
@@ -49,7 +39,7 @@ ADJUSTABLE = (
     "oks_sigmas",
 )
 """What a resumed run may change, since no step before the checkpoint would have been another one; a cosine's steps
-would, and are up to the user."""
+would, and are up to the user. Another device rounds in another way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,30 +76,6 @@ def build_model(config: RunConfig, *, tell: Callable[[LoadReport], None] | None 
     return model
 
 
-def make_optimizer(parameters: Mapping[str, Parameter], config: TrainConfig) -> Optimizer:
-    """The optimiser of the parameters that are trained.
-
-    Choice: parameters with one axis (biases, and the scales and shifts of norms) don't decay unless
-    ``decay_vectors`` says so (Goyal et al. 2017, section 5.3, for the norms). torchvision and Detectron2 let them,
-    Matterport exempts the norms'.
-    """
-    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-    undecayed = undecayed_names(trained, config)
-    if config.optimizer == "adamw":
-        return AdamW(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, no_decay=undecayed)
-    return SGD(
-        trained, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0,
-        weight_decay=0.0 if config.decay_clipped else config.weight_decay, decay_norm=config.decay_norm,
-        no_decay=undecayed,
-    )  # fmt: skip
-
-
-def undecayed_names(parameters: Mapping[str, Parameter], config: TrainConfig) -> list[str]:
-    """Patterns of the parameters that don't decay."""
-    vectors = [] if config.decay_vectors else [re.escape(name) for name, p in parameters.items() if p.ndim == 1]
-    return vectors if config.no_decay is None else [*vectors, config.no_decay]
-
-
 def train(
     config: RunConfig,
     dataset: Dataset,
@@ -135,12 +101,14 @@ def train(
         CheckpointError: with `resume`, there is no checkpoint, it is damaged, or it is of another configuration.
         ConfigError: without `resume`, `run_dir` already holds a run.
         NonFiniteError: a loss or gradient is infinite or NaN. The message names the first; checkpoints remain.
+        DeviceError: ``config.train.device`` is "cuda", and nobody has imported CuPy.
     """
     settings = config.train
     checkpoint = _resumable(config, dataset, run_dir) if resume else None
     if not resume and holds_run(run_dir):
         raise ConfigError(f"train: expected a folder without a run, got {run_dir}, which has one; resume it")
     model = build_model(config) if model is None else model
+    model.to(settings.device)
     set_trainable(model, settings.trained())
     optimizer = make_optimizer(model.parameters(), settings)
     start = 0
@@ -179,6 +147,14 @@ def _run_steps(
 ) -> TrainingResult:
     settings = config.train
     learning_rate = settings.learning_rate()
+    asked: deque[tuple[Step, dict[str, Any]]] = deque()
+
+    def write_oldest() -> None:
+        done, timing = asked.popleft()
+        values = done.values()
+        log.write({"step": done.number} | values | timing)
+        bar.set_postfix_str(_summary(values, timing["images_per_second"]), refresh=False)
+        bar.update()
 
     def save(step: int) -> Path:
         log.sync()
@@ -198,71 +174,20 @@ def _run_steps(
             before = time.perf_counter()
             index, samples = next(stream_of_batches)
             assert index == step
-            values = train_step(model, optimizer, samples, settings, step=step, lr=learning_rate(step))
+            begun = start_step(model, optimizer, samples, settings, step=step, lr=learning_rate(step))
             step += 1
             seconds = time.perf_counter() - before
             speed = len(samples) / seconds
             timing = {"images_per_second": speed, "seconds": seconds, "peak_memory_mib": peak_memory_mib()}
-            log.write({"step": step} | values | timing)
-            bar.set_postfix_str(_summary(values, speed), refresh=False)
-            bar.update()
-            if stop or step % settings.checkpoint_every == 0 or step == settings.steps:
+            asked.append((begun, timing))
+            pausing = bool(stop) or step % settings.checkpoint_every == 0 or step == settings.steps
+            while asked and (pausing or begun.known or len(asked) > 1):  # a device has long finished the one before
+                write_oldest()
+            if pausing:
                 path = save(step)
         if path is None:  # stopped before the first step, or nothing was left to do
             path = save(step)
     return TrainingResult(steps=step, interrupted=step < settings.steps, checkpoint=path)
-
-
-def train_step(
-    model: MaskRCNN, optimizer: Optimizer, samples: Sequence[Sample], config: TrainConfig, *, step: int, lr: float
-) -> dict[str, float]:
-    """One step on one batch; `step` counts from 0.
-
-    Returns:
-        The losses, the learning rate, and the norm of the gradients before clipping.
-
-    Raises:
-        NonFiniteError: a loss or gradient is infinite or NaN. The message names the first, or the first parameter if
-            one already was; no parameter was changed by this step.
-    """
-    model.zero_grad()
-    losses = model.losses(
-        [sample.image for sample in samples],
-        [sample.truth for sample in samples],
-        rng=stream(config.seed, "sampling", step),
-    )
-    values = losses.as_dict()
-    wrong = [name for name in sorted(values, key=lambda name: name == "loss") if not np.isfinite(values[name])]
-    if wrong:
-        culprits = find_nonfinite(model.parameters())
-        cause = f"; so is the parameter {culprits[0]}" if culprits else "; all parameters are finite"
-        raise NonFiniteError(f"step {step + 1}: {wrong[0]} must be finite, got {values[wrong[0]]}{cause}")
-    losses.total.backward()
-    try:
-        norm = apply_gradients(optimizer, config, lr=lr)
-    except NonFiniteError as error:
-        raise NonFiniteError(f"step {step + 1}: the losses are finite, but {error}") from error
-    return values | {"lr": lr, "grad_norm": norm}
-
-
-def apply_gradients(optimizer: Optimizer, config: TrainConfig, *, lr: float) -> float:
-    """Decay, clip, and move the parameters along their gradients.
-
-    Returns:
-        The norm of the gradients before clipping.
-
-    Raises:
-        NonFiniteError: a gradient is infinite or NaN; no parameter was changed.
-    """
-    parameters = optimizer.parameters
-    if config.decay_clipped:
-        add_weight_decay(
-            parameters, weight_decay=config.weight_decay, decay_norm=config.decay_norm,
-            no_decay=undecayed_names(parameters, config),
-        )  # fmt: skip
-    norm = clip_gradients(parameters, max_norm=config.clip_norm or np.inf, mode=config.clip)
-    optimizer.step(lr)
-    return norm
 
 
 def _checkpoint(model: MaskRCNN, optimizer: Optimizer, config: RunConfig, dataset: Dataset, step: int) -> Checkpoint:

@@ -27,7 +27,7 @@ from refnet.rcnn.roi_pool import pool_rois
 from refnet.rcnn.structures import RpnOutput
 from refnet.rcnn.trace import LEVELS, NO_TRACE, Trace
 from refnet.train.config import TrainConfig
-from refnet.train.loop import apply_gradients, make_optimizer, undecayed_names
+from refnet.train.step import apply_gradients, make_optimizer, undecayed_names
 from tests.golden import matterport_rules
 from tests.golden.matterport_rules import LeavingOut, assert_stored, keras_name, to_keras, traced_meta
 from tests.rcnn.small import vary

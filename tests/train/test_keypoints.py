@@ -13,7 +13,7 @@ from refnet.errors import ConfigError
 from refnet.rcnn import MaskRCNN
 from refnet.rcnn.config import KeypointHeadConfig
 from refnet.train import CocoData, RunConfig, load_newest, read_config
-from refnet.train.loop import make_optimizer, train_step
+from refnet.train.step import make_optimizer, train_step
 from tests.test_cli import error_of, run
 from tests.train.tiny import FLAGS, tiny_model, tiny_run
 

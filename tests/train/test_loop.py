@@ -18,8 +18,8 @@ from refnet.rcnn.losses import Losses
 from refnet.rcnn.model import MaskRCNN
 from refnet.train import RunConfig, TrainingResult, build_model, load_newest, open_source, read_metrics
 from refnet.train import train as train_on
-from refnet.train.loop import make_optimizer
 from refnet.train.metrics import TIMING
+from refnet.train.step import make_optimizer
 from tests.train.tiny import StoppingModel, tiny_run
 
 ROOT = Path(__file__).parents[2]
