@@ -74,7 +74,7 @@ class Cubin:
     @property
     def warnings(self) -> list[str]:
         """The compiler's and the assembler's warnings."""
-        return [line.strip() for line in self.log.splitlines() if re.search(r"\bwarning\b", line, re.IGNORECASE)]
+        return [line.strip() for line in self.log.splitlines() if re.search(r"\bwarning\b *[#:]", line)]
 
 
 def architecture(capability: int, only: Sequence[int] = ()) -> str:
@@ -103,6 +103,7 @@ def options(program: Program, architecture: str) -> tuple[str, ...]:
     return (
         f"--gpu-architecture={architecture}", "-std=c++17", f"--fmad={contraction}", "--ftz=false", "--prec-div=true",
         "--prec-sqrt=true", "-lineinfo", "--ptxas-options=-v",
+        "--diag-suppress=177",  # a constant that this instantiation doesn't use
     )  # fmt: skip
 
 
