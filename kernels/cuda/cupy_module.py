@@ -24,6 +24,25 @@ SHARED_BY_DEFAULT = 48 << 10
 """Bytes of dynamic shared memory that a kernel has without asking (CUDA's programming guide, "Shared memory")."""
 
 
+def import_cupy() -> Any:
+    """The module cupy, if it has a device to work on.
+
+    Raises:
+        DeviceError: CuPy isn't installed, or there is no device.
+    """
+    try:
+        import cupy
+
+        count = cupy.cuda.runtime.getDeviceCount()
+    except ImportError as error:
+        raise DeviceError(f"expected CuPy (package cupy-cuda13x), got {error}") from None
+    except RuntimeError as error:  # CUDARuntimeError is one
+        raise DeviceError(f"expected a CUDA device, got {error}") from None
+    if not count:
+        raise DeviceError("expected a CUDA device, found none")
+    return cupy
+
+
 def load(program: Program, name: str) -> Launch:
     """The kernel `name` of `program`, compiled for the current device; call it as :meth:`Program.launch` does.
 
