@@ -154,7 +154,7 @@ def test_recording_needs_a_gpu(tmp_path: Path, kernels: dict[str, Any], monkeypa
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", sorted(KERNELS)[:1])
-def test_a_real_kernel_in_the_emulator(tmp_path: Path, name: str) -> None:
-    record(tmp_path / "x.npz", "emulated", [name])
+def test_a_real_kernel_in_the_emulator(tmp_path: Path) -> None:
+    assert "nms" in KERNELS
+    record(tmp_path / "x.npz", "emulated", ["nms"])
     assert replay(tmp_path / "x.npz") == []
