@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cuda import dense, nms, pooling, resize
+from refnet.kernels.cuda import dense, losses, nms, pooling, resize
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "affine_forward": dense.affine_forward,
@@ -13,6 +13,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "batch_norm_grad": dense.batch_norm_grad,
     "batched_nms": nms.batched_nms,
     "batched_nms_padded": nms.batched_nms_padded,
+    "binary_cross_entropy_forward": losses.binary_cross_entropy_forward,
+    "cross_entropy_forward": losses.cross_entropy_forward,
     "frozen_batch_norm_affine": dense.frozen_batch_norm_affine,
     "max_pool2d_forward": pooling.max_pool2d_forward,
     "max_pool2d_grad": pooling.max_pool2d_grad,
@@ -23,5 +25,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "resize_bilinear_grad": resize.resize_bilinear_grad,
     "resize_nearest_forward": resize.resize_nearest_forward,
     "resize_nearest_grad": resize.resize_nearest_grad,
+    "smooth_l1_forward": losses.smooth_l1_forward,
+    "softmax_forward": losses.softmax_forward,
     "upsample_add_forward": resize.upsample_add_forward,
 }

@@ -4,7 +4,16 @@ Every file has the same anatomy: the equation, its specification in NumPy, the a
 them together and the public function that checks its arguments.
 """
 
-from refnet.ops.activations import leaky_relu, log_softmax, relu, relu_forward, relu_grad, sigmoid, softmax
+from refnet.ops.activations import (
+    leaky_relu,
+    log_softmax,
+    relu,
+    relu_forward,
+    relu_grad,
+    sigmoid,
+    softmax,
+    softmax_forward,
+)
 from refnet.ops.batch_norm import (
     affine_forward,
     affine_grad_input,
@@ -15,7 +24,7 @@ from refnet.ops.batch_norm import (
     frozen_batch_norm,
     frozen_batch_norm_affine,
 )
-from refnet.ops.binary_cross_entropy import binary_cross_entropy_with_logits
+from refnet.ops.binary_cross_entropy import binary_cross_entropy_forward, binary_cross_entropy_with_logits
 from refnet.ops.conv2d import conv2d, conv2d_forward, conv2d_grad_input, conv2d_grad_weight
 from refnet.ops.conv_transpose2d import conv_transpose2d
 from refnet.ops.crop_and_resize import (
@@ -24,7 +33,7 @@ from refnet.ops.crop_and_resize import (
     crop_and_resize_grad_boxes,
     crop_and_resize_grad_images,
 )
-from refnet.ops.cross_entropy import cross_entropy
+from refnet.ops.cross_entropy import cross_entropy, cross_entropy_forward
 from refnet.ops.dropout import dropout
 from refnet.ops.elementwise import absolute, clip, exp, log, maximum, minimum, power, sqrt
 from refnet.ops.linear import linear, matmul
@@ -46,7 +55,7 @@ from refnet.ops.resize import (
 from refnet.ops.roi_align import roi_align, roi_align_forward, roi_align_grad_boxes, roi_align_grad_features
 from refnet.ops.roi_pool import roi_pool, roi_pool_forward, roi_pool_grad
 from refnet.ops.shape import concatenate, pad, reshape, stack, take, transpose
-from refnet.ops.smooth_l1 import smooth_l1
+from refnet.ops.smooth_l1 import smooth_l1, smooth_l1_forward
 
 __all__ = [
     "absolute",
@@ -59,6 +68,7 @@ __all__ = [
     "batch_norm_grad",
     "batched_nms",
     "batched_nms_padded",
+    "binary_cross_entropy_forward",
     "binary_cross_entropy_with_logits",
     "clip",
     "concatenate",
@@ -72,6 +82,7 @@ __all__ = [
     "crop_and_resize_grad_boxes",
     "crop_and_resize_grad_images",
     "cross_entropy",
+    "cross_entropy_forward",
     "dropout",
     "exp",
     "frozen_batch_norm",
@@ -111,7 +122,9 @@ __all__ = [
     "roi_pool_grad",
     "sigmoid",
     "smooth_l1",
+    "smooth_l1_forward",
     "softmax",
+    "softmax_forward",
     "sqrt",
     "stack",
     "sum",

@@ -57,15 +57,21 @@ class Sigmoid(Function):
         return (grad_output * (self.y * (1 - self.y)),)
 
 
+@kernel_op
+def softmax_forward(x: Float[Array, "*B"], *, axis: int) -> Float[Array, "*B"]:
+    """exp(x) / sum exp(x) along `axis`."""
+    e = np.exp(x - x.max(axis=axis, keepdims=True))  # the largest exponent is 0: no overflow
+    y: Array = e / e.sum(axis=axis, keepdims=True)
+    return y
+
+
 class Softmax(Function):
-    """exp(x) / sum exp(x) along an axis; the gradient is y (g - sum g y)."""
+    """softmax_forward; the gradient is y (g - sum g y)."""
 
     def forward(self, x: Array, *, axis: int) -> Result:
         self.axis = axis
-        e = namespace(x).exp(x - x.max(axis=axis, keepdims=True))  # the largest exponent is 0: no overflow
-        y: Array = e / e.sum(axis=axis, keepdims=True)
-        self.y = y
-        return y
+        self.y = softmax_forward(x, axis=axis)
+        return self.y
 
     def backward(self, grad_output: Array) -> Gradients:
         along = (grad_output * self.y).sum(axis=self.axis, keepdims=True)

@@ -9,24 +9,33 @@ overflows nor loses the loss of a confident logit to rounding.
 """
 
 import numpy as np
+from jaxtyping import Float
 
-from refnet.arrays import Array, namespace, on_device_of
+from refnet.arrays import Array, on_device_of
 from refnet.autograd import Function, Gradients, Tensor
 from refnet.errors import ArgumentError, DTypeError, ShapeError
+from refnet.kernel_op import kernel_op
 from refnet.ops.loss_reduction import Reduction, check_reduction, reduce_losses, spread_gradient
+
+
+@kernel_op
+def binary_cross_entropy_forward(
+    logits: Float[Array, "*B"], targets: Float[Array, "*B"]
+) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+    """The loss of each element, and its derivative by the logit: sigmoid minus target."""
+    small = np.exp(-abs(logits))  # in (0, 1]
+    sigmoid = np.where(logits >= 0, 1, small) / (1 + small)
+    losses = np.maximum(logits, 0) - logits * targets + np.log1p(small)
+    return np.asarray(losses), np.asarray(sigmoid - targets)
 
 
 class BinaryCrossEntropyWithLogits(Function):
     """The loss of every element, reduced; the adjoint is sigmoid minus target."""
 
     def forward(self, logits: Array, *, targets: Array, reduction: Reduction) -> Array:
-        xp = namespace(logits)
-        small = xp.exp(-abs(logits))  # in (0, 1]
-        sigmoid = xp.where(logits >= 0, 1, small) / (1 + small)
         self.reduction = reduction
-        targets = on_device_of(targets, logits)
-        self.derivative = sigmoid - targets
-        return reduce_losses(xp.maximum(logits, 0) - logits * targets + xp.log1p(small), reduction)
+        losses, self.derivative = binary_cross_entropy_forward(logits, on_device_of(targets, logits))
+        return reduce_losses(losses, reduction)
 
     def backward(self, grad_output: Array) -> Gradients:
         return (self.derivative * spread_gradient(grad_output, self.derivative.size, self.reduction),)

@@ -10,26 +10,39 @@ keeps the exponentials from overflowing.
 """
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from refnet.arrays import Array, namespace, on_device_of
+from refnet.arrays import Array, on_device_of
 from refnet.autograd import Function, Gradients, Tensor
 from refnet.errors import ArgumentError, DTypeError, ShapeError
+from refnet.kernel_op import kernel_op
 from refnet.ops.loss_reduction import Reduction, check_reduction, reduce_losses, spread_gradient
+
+
+@kernel_op
+def cross_entropy_forward(
+    logits: Float[Array, "R K"], classes: Int[Array, " R"]
+) -> tuple[Float[Array, " R"], Float[Array, "R K"]]:
+    """The loss of each row, and its derivative by each logit: softmax minus one-hot.
+
+    K is at least 1 and classes are from 0 to K - 1. A kernel that can't raise an error for another class gives NaN.
+    """
+    rows = np.arange(len(logits))
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    total = exponentials.sum(axis=1, keepdims=True)
+    derivative = exponentials / total
+    derivative[rows, classes] -= 1
+    return np.log(total[:, 0]) - shifted[rows, classes], derivative
 
 
 class CrossEntropy(Function):
     """The loss of every row, reduced; the adjoint is softmax minus one-hot."""
 
     def forward(self, logits: Array, *, classes: Array, reduction: Reduction) -> Array:
-        xp = namespace(logits)
-        rows, classes = xp.arange(len(logits)), on_device_of(classes, logits)
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        exponentials = xp.exp(shifted)
-        total = exponentials.sum(axis=1, keepdims=True)
         self.reduction = reduction
-        self.derivative = exponentials / total
-        self.derivative[rows, classes] -= 1
-        return reduce_losses(xp.log(total[:, 0]) - shifted[rows, classes], reduction)
+        losses, self.derivative = cross_entropy_forward(logits, on_device_of(classes, logits))
+        return reduce_losses(losses, reduction)
 
     def backward(self, grad_output: Array) -> Gradients:
         grad = spread_gradient(grad_output, len(self.derivative), self.reduction)

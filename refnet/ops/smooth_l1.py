@@ -8,28 +8,38 @@
 for the difference d = prediction - target. For beta = 0 it is |d|, with the derivative sign(d), 0 at d = 0.
 """
 
-from refnet.arrays import Array, namespace, on_device_of
+import numpy as np
+from jaxtyping import Float
+
+from refnet.arrays import Array, on_device_of
 from refnet.autograd import Function, Gradients, Tensor
 from refnet.errors import ArgumentError, DTypeError, ShapeError
+from refnet.kernel_op import kernel_op
 from refnet.ops.loss_reduction import Reduction, check_reduction, reduce_losses, spread_gradient
+
+
+@kernel_op
+def smooth_l1_forward(
+    prediction: Float[Array, "*B"], target: Float[Array, "*B"], *, beta: float
+) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+    """The loss of each element, and its derivative by the prediction; `beta` has the precision of the arrays."""
+    difference = prediction - target
+    distance = abs(difference)
+    width = prediction.dtype.type(beta)
+    if width == 0:
+        return np.asarray(distance), np.asarray(np.sign(difference))
+    near = np.minimum(distance, width)
+    steepness = near / width  # at most 1, however narrow the round part
+    return np.asarray(near * steepness / 2 + (distance - near)), np.asarray(np.sign(difference) * steepness)
 
 
 class SmoothL1(Function):
     """The loss of every element, reduced; the adjoint is the difference over beta, clipped to [-1, 1]."""
 
     def forward(self, prediction: Array, *, target: Array, beta: float, reduction: Reduction) -> Array:
-        xp = namespace(prediction)
-        difference = prediction - on_device_of(target, prediction)
-        distance = abs(difference)
-        width = prediction.dtype.type(beta)
         self.reduction = reduction
-        if width == 0:
-            self.derivative = xp.sign(difference)
-            return reduce_losses(distance, reduction)
-        near = xp.minimum(distance, width)
-        steepness = near / width  # at most 1, however narrow the round part
-        self.derivative = xp.sign(difference) * steepness
-        return reduce_losses(near * steepness / 2 + (distance - near), reduction)
+        losses, self.derivative = smooth_l1_forward(prediction, on_device_of(target, prediction), beta=beta)
+        return reduce_losses(losses, reduction)
 
     def backward(self, grad_output: Array) -> Gradients:
         return (self.derivative * spread_gradient(grad_output, self.derivative.size, self.reduction),)
