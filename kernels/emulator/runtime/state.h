@@ -63,7 +63,9 @@ struct Fiber {
 
 struct Warp {
   Fiber* fibers[warp_size];  // of lanes that wait
-  unsigned existing, exited, arrived;
+  unsigned existing, exited;
+  unsigned arrived;  // lanes that wait in a collective, each with its mask, kind and size
+  bool alike;        // these agree in all three
   unsigned masks[warp_size];
   unsigned char kinds[warp_size], sizes[warp_size];
   unsigned full_collectives;

@@ -21,28 +21,49 @@ void join_clocks(Warp& warp, unsigned mask) {
     if (mask >> lane & 1) memcpy(warp.seen[lane], latest, sizeof latest);
 }
 
-// Note that the running lane has come; whether it is the last of `mask`, which has then woken the others.
-bool arrive(Warp& warp, unsigned mask, emu_collective kind, unsigned size, const void* place) {
+struct Collective {
+  unsigned mask;
+  emu_collective kind;
+  unsigned size;
+};
+
+// Lanes that wait in the same collective. One that waits for this lane in another one never goes on: the two of them
+// wait for each other. One that doesn't wait for this lane is in an earlier collective of its own, and will come.
+unsigned lanes_waiting(const Warp& warp, const Collective& c, const void* place) {
+  if (warp.alike && warp.masks[__builtin_ctz(warp.arrived)] == c.mask &&
+      warp.kinds[__builtin_ctz(warp.arrived)] == c.kind && warp.sizes[__builtin_ctz(warp.arrived)] == c.size)
+    return warp.arrived;
+  unsigned waiting = 0, self = 1u << worker->running->lane;
+  for (unsigned others = warp.arrived & c.mask; others; others &= others - 1) {
+    unsigned lane = __builtin_ctz(others);
+    bool same = warp.masks[lane] == c.mask && warp.kinds[lane] == c.kind && warp.sizes[lane] == c.size;
+    if (same) waiting |= 1u << lane;
+    else if (warp.masks[lane] & self)
+      fault("synccheck", "%s with mask %08x at " PLACE ", while lane %u waits in %s with mask %08x at " PLACE,
+            name_of(c.kind), c.mask, place, lane, name_of(warp.kinds[lane]), warp.masks[lane],
+            warp.fibers[lane]->waits_at);
+  }
+  return waiting;
+}
+
+// Note that the running lane has come; whether it is the last of the mask.
+bool arrive(Warp& warp, const Collective& c, const void* place) {
   Fiber* self = worker->running;
   unsigned lane = self->lane;
-  if (!(mask >> lane & 1)) fault("synccheck", "%s with mask %08x, which lacks the lane itself, %u, at " PLACE,
-                                 name_of(kind), mask, lane, place);
-  if (mask & warp.exited)
-    fault("synccheck", "%s with mask %08x, whose lane %d has ended, at " PLACE, name_of(kind), mask,
-          __builtin_ctz(mask & warp.exited), place);
+  if (!(c.mask >> lane & 1))
+    fault("synccheck", "%s with mask %08x, which lacks the lane itself, %u, at " PLACE, name_of(c.kind), c.mask, lane,
+          place);
+  if (c.mask & warp.exited)
+    fault("synccheck", "%s with mask %08x, whose lane %d has ended, at " PLACE, name_of(c.kind), c.mask,
+          __builtin_ctz(c.mask & warp.exited), place);
+  unsigned waiting = warp.arrived ? lanes_waiting(warp, c, place) : 0;
+  warp.alike = waiting == warp.arrived;
   warp.fibers[lane] = self;
-  warp.masks[lane] = mask;
-  warp.kinds[lane] = kind;
-  warp.sizes[lane] = size;
-  for (unsigned others = warp.arrived & mask; others; others &= others - 1) {
-    unsigned other = __builtin_ctz(others);
-    if (warp.masks[other] != mask || warp.kinds[other] != kind || warp.sizes[other] != size)
-      fault("synccheck", "%s with mask %08x at " PLACE ", while lane %u waits in %s with mask %08x at " PLACE,
-            name_of(kind), mask, place, other, name_of(warp.kinds[other]), warp.masks[other],
-            warp.fibers[other]->waits_at);
-  }
+  warp.masks[lane] = c.mask;
+  warp.kinds[lane] = c.kind;
+  warp.sizes[lane] = c.size;
   warp.arrived |= 1u << lane;
-  return (warp.arrived & mask) == mask;
+  return (waiting | 1u << lane) == c.mask;
 }
 
 void release(Warp& warp, unsigned mask) {
@@ -59,7 +80,7 @@ const void* gather(emu_collective kind, unsigned mask, const void* value, unsign
   if (mask == warp.existing) {  // nobody can be two collectives ahead of another: two buffers will do
     char* all = warp.gathered[warp.full_collectives & 1];
     memcpy(all + self->lane * size, value, size);
-    if (arrive(warp, mask, kind, size, place)) {
+    if (arrive(warp, {mask, kind, size}, place)) {
       warp.full_collectives++;
       release(warp, mask);
     } else {
@@ -69,7 +90,7 @@ const void* gather(emu_collective kind, unsigned mask, const void* value, unsign
   }
   char* all = warp.gathered[2];  // by lanes' slots of gather_bytes: collectives of other lanes may be under way
   memcpy(all + self->lane * gather_bytes, value, size);
-  if (!arrive(warp, mask, kind, size, place)) {
+  if (!arrive(warp, {mask, kind, size}, place)) {
     wait_for(name_of(kind), place);
     return self->gathered;
   }
@@ -94,7 +115,7 @@ void emu_warp_sync(unsigned mask) {
   const void* place = CALLER;
   Warp& warp = worker->warps[worker->running->warp];
   mask &= warp.existing;
-  if (!arrive(warp, mask, emu_warp_barrier, 0, place)) return wait_for("__syncwarp", place);
+  if (!arrive(warp, {mask, emu_warp_barrier, 0}, place)) return wait_for("__syncwarp", place);
   if (worker->launch->checked) join_clocks(warp, mask);
   release(warp, mask);
 }

@@ -85,9 +85,9 @@ void read_operand(Operand& operand, int rows, int depth, int size, const void* p
 void check_operand(const Operand& operand, uint32_t epoch, const void* place) {
   if (!worker->launch->checked) return;
   for (size_t i = worker->running->thread % warpgroup_size; i < operand.places.size(); i += warpgroup_size) {
-    check_tile(operand.places[i], chunk_bytes, epoch, place);
     if (memcmp(operand.places[i], &operand.bytes[i * chunk_bytes], chunk_bytes))
       fault("racecheck", "a tile that wgmma reads was changed before it was waited for at " PLACE, place);
+    check_tile(operand.places[i], chunk_bytes, epoch, place);
   }
 }
 
