@@ -6,6 +6,7 @@ are parsed twice: once for what the defaults come from (a configuration file, a 
 with these defaults in the help text too, for everything.
 """
 
+import importlib
 import itertools
 import json
 import os
@@ -70,6 +71,7 @@ SEEN_OR_ONLY_IN_TRAINING = (  # fields of the others that the shapes of weights 
 
 T = TypeVar("T")
 Flat: TypeAlias = Annotated[T, tyro.conf.arg(name="")]  # the record's fields are flags without a prefix
+Device: TypeAlias = Literal["cpu", "cuda"]
 Opened: TypeAlias = tyro.conf.Suppress[tyro.conf.Fixed[Source | None]]  # no flag: what was read for the defaults
 Preset: TypeAlias = Literal[
     "torchvision",
@@ -148,6 +150,8 @@ class Eval:
     """Their objects, JSON in COCO's format."""
     out: Path | None = None
     """The file to write the results to, instead of RUN/results.json."""
+    device: Device = "cpu"
+    """Where the network lives: cuda is a GPU of NVIDIA's, and needs CuPy."""
     opened: Opened = None
 
     def run(self) -> int:
@@ -199,6 +203,8 @@ class Predict(_OnImages):
     """The folder for the drawings, one PNG file an image, and for detections.json."""
     min_score: float = 0.5
     """Only objects of at least this score are drawn; detections.json has all of them."""
+    device: Device = "cpu"
+    """Where the network lives: cuda is a GPU of NVIDIA's, and needs CuPy."""
 
     def run(self) -> int:
         """Predict."""
@@ -531,7 +537,9 @@ def _train(config: RunConfig, origin: Origin, name: str) -> int:
     source = open_source(out)
     examples: list[Example] = []
     if unseen is not None:
-        examples = _evaluate(source.model()[0], unseen, source, out / RESULTS)
+        trained, _ = source.model()
+        trained.to(config.train.device)
+        examples = _evaluate(trained, unseen, source, out / RESULTS)
     _report(out, source, examples)
     return 0
 
@@ -577,10 +585,33 @@ def _set_up_process(config: TrainConfig) -> None:
     from refnet import kernels
 
     keep_freed_memory()
+    if config.device == "cuda":
+        _find_gpu()
     if config.kernels == "tuned":
         kernels.install()
     else:
         kernels.uninstall()
+
+
+def _find_gpu() -> None:
+    """Import CuPy, whose arrays live on a GPU.
+
+    Raises:
+        ConfigError: it isn't installed, or finds no GPU.
+    """
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError as error:
+        raise ConfigError(
+            "--device cuda: arrays on a GPU are CuPy's, which isn't installed; pip install 'refnet[cuda]' does it "
+            f"({error})"
+        ) from error
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except RuntimeError as error:  # without a driver CuPy can be imported, and no more
+        raise ConfigError(f"--device cuda: expected a GPU and its driver, CuPy finds none: {error}") from error
+    if not count:
+        raise ConfigError("--device cuda: expected a GPU, CuPy finds none")
 
 
 def _opened(command: Eval | Predict | Convert | TraceImages) -> Source:
@@ -594,8 +625,9 @@ def _eval(command: Eval) -> int:
     dataset = None if data is None else data.validation(command.model.input.channels)
     if dataset is None:
         raise ConfigError(f"eval: {source.path} names no images to evaluate on; --images and --annotations do")
-    _set_up_process(source.train)
+    _set_up_process(replace(source.train, device=command.device))
     model = _loaded(source, command.model)
+    model.to(command.device)
     folder = source.path if source.path.is_dir() else None
     out = command.out or (Path() if source.run is None else folder or source.path.parent) / RESULTS
     examples = _evaluate(model, dataset, source, out)
@@ -715,8 +747,9 @@ def _predict(command: Predict) -> int:
 
     images = command.images()
     source = _opened(command)
-    _set_up_process(source.train)
+    _set_up_process(replace(source.train, device=command.device))
     model = _loaded(source, command.model)
+    model.to(command.device)
     command.out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     for number, ((path, image), found) in enumerate(_detect(model, images, len(images), 1, lambda entry: entry[1])):
@@ -746,7 +779,7 @@ def _trace(command: TraceImages) -> int:
         datasets = {folder: CocoDataset(folder, command.annotations, channels=channels) for folder in folders}
         samples = [_annotated(path, datasets[path.parent], source) for path, _ in given]
         images, truth = [sample.image for sample in samples], [sample.truth for sample in samples]
-    _set_up_process(source.train)
+    _set_up_process(replace(source.train, device="cpu"))
     model = _loaded(source, command.model)
     model.astype(np.dtype(command.dtype))
     trace = record(model, images, truth, seed=command.seed)
