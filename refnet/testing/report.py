@@ -6,8 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from refnet.arrays import Array
 from refnet.errors import RefnetError
+
+SHOWN = 100  # numbers of a result; of a larger one only its corners
 
 
 class KernelMismatch(RefnetError, AssertionError):
@@ -45,7 +49,7 @@ class KernelMismatch(RefnetError, AssertionError):
 
 
 def _abridged(result: Array) -> str:
-    return f"{result.dtype} {result.shape}\n{result}"
+    return f"{result.dtype} {result.shape}\n{np.array2string(result, threshold=SHOWN, edgeitems=2)}"
 
 
 @dataclass

@@ -1,7 +1,9 @@
-"""Resizing: nearest neighbours are copies, bilinear ones are means of four pixels with weights known within u.
+"""Resizing: nearest neighbours are copies, bilinear ones are means of four pixels.
 
-A bilinear pixel is off by the roundings of two weights, their product and a sum of four: at most 12 u max |x|. In its
-adjoint a weight's error is u absolutely, so that a pixel is off by u of all gradients of its image.
+Coordinates are float64 whatever the images are, in any order of operations: along an axis of L pixels they are known
+within 4 L 2⁻⁵³, and weights within v = u + 4 L 2⁻⁵³. A bilinear pixel is off by the errors of two weights, their
+product and a sum of four: at most 12 v max |x|. In its adjoint a pixel is off by 2 v of all gradients of its image, for
+the weights, and by the rounding of its own sum.
 """
 
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from refnet.ops import (
     upsample_add_forward,
 )
 from refnet.testing.bounds import DOUBLE, Expected, Rounding, sums
-from refnet.testing.calls import Call, Kind, Values
+from refnet.testing.calls import Call, Kind, Shape, Values
 from refnet.testing.contract import Adjoint, Contract
 from refnet.testing.strategies.drawing import Draw, kinds, seeds
 
@@ -79,7 +81,13 @@ def _bilinear(specification: Callable[..., Any], call: Call, rounding: Rounding)
     wide = call.astype(np.float64)
     (value,) = wide.results(specification)
     largest = abs(wide["x"]).max(axis=(1, 2), initial=0, keepdims=True)
-    return (Expected(value, np.broadcast_to(WEIGHTED * (rounding.unit + DOUBLE) * largest, value.shape)),)
+    off = _weight(call["x"].shape, rounding)
+    return (Expected(value, np.broadcast_to(WEIGHTED * off * largest, value.shape)),)
+
+
+def _weight(shape: Shape, rounding: Rounding) -> float:
+    """v, for images of a shape (N, H, W, C)."""
+    return rounding.unit + DOUBLE + 4 * max(shape[1:3]) * DOUBLE
 
 
 def _bilinear_grad(specification: Callable[..., Any], call: Call, rounding: Rounding) -> tuple[Expected, ...]:
@@ -87,8 +95,8 @@ def _bilinear_grad(specification: Callable[..., Any], call: Call, rounding: Roun
     (value,), (sizes,) = wide.results(specification), wide.absolute().results(specification)
     g = abs(wide["grad_output"])
     totals, pixels = g.sum(axis=(1, 2), keepdims=True), g[0, :, :, 0].size if len(g) else 0
-    unit = rounding.unit + DOUBLE
-    return (Expected(value, (pixels + WEIGHTED) * unit * sizes + 2 * unit * totals),)
+    off = _weight(value.shape, rounding)
+    return (Expected(value, (pixels + WEIGHTED) * off * sizes + 2 * off * totals),)
 
 
 def _contract(operation: Any, why: str, **more: Any) -> Contract:
