@@ -13,6 +13,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "batch_norm_grad": dense.batch_norm_grad,
     "batched_nms": nms.batched_nms,
     "conv2d_forward": conv.conv2d_forward,
+    "conv2d_fused_forward": conv.conv2d_fused_forward,
     "conv2d_grad_input": conv.conv2d_grad_input,
     "conv2d_grad_weight": conv.conv2d_grad_weight,
     "crop_and_resize_forward": roi.crop_and_resize_forward,

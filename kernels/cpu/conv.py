@@ -76,6 +76,41 @@ def conv2d_forward(x: Array, w: Array, *, stride: Pair, padding: Padding, dilati
     return y
 
 
+def conv2d_fused_forward(
+    x: Array,
+    w: Array,
+    scale: Array | None,
+    shift: Array | None,
+    residual: Array | None,
+    *,
+    relu: bool,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Array:
+    """See :func:`refnet.ops.conv2d_fused_forward`."""
+    y = conv2d_forward(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    rows = y.reshape(-1, y.shape[3])
+    added = None if residual is None else residual.reshape(rows.shape)
+
+    def finish(some: Sequence[slice]) -> None:
+        for block in some:
+            part = rows[block]
+            if scale is not None:
+                part *= scale
+            if shift is not None:
+                part += shift
+            if added is not None:
+                part += added[block]
+            if relu:
+                np.maximum(part, 0, out=part)
+
+    if rows.size and (relu or any(array is not None for array in (scale, shift, residual))):
+        spread(finish, split(runs(len(rows), -(-y.nbytes // TILE_BYTES))))
+    return y
+
+
 def conv2d_grad_input(
     grad_output: Array, w: Array, *, input_size: Pair, stride: Pair, padding: Padding, dilation: Pair, groups: int
 ) -> Array:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cuda import dense, losses, nms, pooling, resize
+from refnet.kernels.cuda import conv2d, dense, losses, nms, pooling, resize
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "affine_forward": dense.affine_forward,
@@ -14,6 +14,10 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "batched_nms": nms.batched_nms,
     "batched_nms_padded": nms.batched_nms_padded,
     "binary_cross_entropy_forward": losses.binary_cross_entropy_forward,
+    "conv2d_forward": conv2d.conv2d_forward,
+    "conv2d_fused_forward": conv2d.conv2d_fused_forward,
+    "conv2d_grad_input": conv2d.conv2d_grad_input,
+    "conv2d_grad_weight": conv2d.conv2d_grad_weight,
     "cross_entropy_forward": losses.cross_entropy_forward,
     "frozen_batch_norm_affine": dense.frozen_batch_norm_affine,
     "max_pool2d_forward": pooling.max_pool2d_forward,

@@ -38,21 +38,32 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4
 #endif
 }
 
-// Copy 16 bytes from global to shared memory, or write zeros if `present` is false; done after copy_wait.
-__device__ __forceinline__ void copy_async16(void* shared, const void* global, bool present) {
-#ifdef REFNET_EMULATED
-  emu_copy_async(shared, global, 16, present ? 16 : 0);
+// Copy 4, 8 or 16 bytes from global to shared memory, or write zeros if `present` is false; done after copy_wait.
+template <int bytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool present) {
+#if defined(REFNET_EMULATED)
+  emu_copy_async(shared, global, bytes, present ? bytes : 0);
+#elif __CUDA_ARCH__ < 800  // Turing copies through registers, at once
+  if constexpr (bytes == 16)
+    *static_cast<uint4*>(shared) = present ? *static_cast<const uint4*>(global) : uint4{};
+  else if constexpr (bytes == 8)
+    *static_cast<uint2*>(shared) = present ? *static_cast<const uint2*>(global) : uint2{};
+  else
+    *static_cast<u32*>(shared) = present ? *static_cast<const u32*>(global) : 0;
 #else
   u32 address = (u32)__cvta_generic_to_shared(shared);
-  int bytes = present ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(bytes));
+  int size = present ? bytes : 0;
+  if constexpr (bytes == 16)  // past the first-level cache: only whole 16 bytes may go that way
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(size));
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(global), "n"(bytes), "r"(size));
 #endif
 }
 
 __device__ __forceinline__ void copy_commit() {
-#ifdef REFNET_EMULATED
+#if defined(REFNET_EMULATED)
   emu_copy_commit();
-#else
+#elif __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;");
 #endif
 }
@@ -60,9 +71,9 @@ __device__ __forceinline__ void copy_commit() {
 // Wait until at most `pending` of this thread's groups of copies are still under way.
 template <int pending>
 __device__ __forceinline__ void copy_wait() {
-#ifdef REFNET_EMULATED
+#if defined(REFNET_EMULATED)
   emu_copy_wait(pending);
-#else
+#elif __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 #endif
 }

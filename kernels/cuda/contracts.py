@@ -107,6 +107,20 @@ RULES = (
         forbids=(r"D(ADD|MUL|FMA|SETP|MNMX)\b.*|.*\bF64\b.*",),
     ),
     Rule(
+        why="products wait for shared memory unless 16 bytes an instruction come from it",
+        source=r"conv2d\.cu",
+        kernel=r"(correlate|outer)<Simt<.*",
+        requires=(r"[FD]FMA.*", r"LDS(\.U)?\.128.*"),
+    ),
+    Rule(
+        why="copies go from memory to shared memory by themselves while products are summed",
+        source=r"conv2d\.cu",
+        kernel=r"(correlate|outer)<.*",
+        requires=(r"LDGSTS\..*",),
+        forbids=(r"LDL.*", r"STL.*"),
+        least=80,
+    ),
+    Rule(
         why="memory is all that these kernels wait for, and 16 bytes an instruction ask the least of it",
         kernel=r"refnet::(elementwise|per_channel|max_pool_.*|resample.*)<.*",
         requires=(r"LDG\.E\.128.*", r"STG\.E\.128.*"),

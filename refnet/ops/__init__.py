@@ -25,7 +25,14 @@ from refnet.ops.batch_norm import (
     frozen_batch_norm_affine,
 )
 from refnet.ops.binary_cross_entropy import binary_cross_entropy_forward, binary_cross_entropy_with_logits
-from refnet.ops.conv2d import conv2d, conv2d_forward, conv2d_grad_input, conv2d_grad_weight
+from refnet.ops.conv2d import (
+    conv2d,
+    conv2d_forward,
+    conv2d_fused,
+    conv2d_fused_forward,
+    conv2d_grad_input,
+    conv2d_grad_weight,
+)
 from refnet.ops.conv_transpose2d import conv_transpose2d
 from refnet.ops.crop_and_resize import (
     crop_and_resize,
@@ -74,6 +81,8 @@ __all__ = [
     "concatenate",
     "conv2d",
     "conv2d_forward",
+    "conv2d_fused",
+    "conv2d_fused_forward",
     "conv2d_grad_input",
     "conv2d_grad_weight",
     "conv_transpose2d",

@@ -16,8 +16,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from refnet.arrays import Array
 from refnet.autograd import Function, Gradients, Tensor
-from refnet.errors import ArgumentError, ShapeError
+from refnet.errors import ArgumentError, DTypeError, ShapeError
 from refnet.kernel_op import kernel_op
+from refnet.ops.activations import relu as apply_relu
+from refnet.ops.activations import relu_grad
+from refnet.ops.batch_norm import affine_grad_input
 from refnet.ops.linear import sum_rows
 
 Pair: TypeAlias = tuple[int, int]
@@ -93,6 +96,35 @@ def conv2d_grad_weight(
     return grad.reshape(kh, kw, channels // groups, outputs)
 
 
+@kernel_op
+def conv2d_fused_forward(
+    x: Float[Array, "N H W C"],
+    w: Float[Array, "kh kw Cg O"],
+    scale: Float[Array, " O"] | None,
+    shift: Float[Array, " O"] | None,
+    residual: Float[Array, "N Ho Wo O"] | None,
+    *,
+    relu: bool,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> Float[Array, "N Ho Wo O"]:
+    """conv2d_forward, times `scale`, plus `shift`, plus `residual`, and with `relu` its maximum with 0.
+
+    What is None is left out. A block of a residual network, its normalisation frozen, is a chain of these; a kernel
+    does the four steps while its sums are still in registers, so that the image is written once and not read again.
+    """
+    y = conv2d_forward.specification(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    if scale is not None:
+        y = y * scale
+    if shift is not None:
+        y = y + shift
+    if residual is not None:
+        y = y + residual
+    return np.maximum(y, 0) if relu else y
+
+
 def _patches(padded: Array, kernel_size: Sequence[int], stride: Pair, dilation: Pair) -> Array:
     """Every window that the kernel visits, as a view, (N, Ho, Wo, C, kh, kw)."""
     extent = tuple((k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True))
@@ -120,6 +152,37 @@ class Conv2d(Function):
         if len(self.needs_grad) == 3:
             grads.append(sum_rows(grad_output) if self.needs_grad[2] else None)
         return tuple(grads)
+
+
+class Conv2dFused(Function):
+    """conv2d_fused_forward, whose scale and shift are constants, with the gradients of x, w and the residual."""
+
+    def forward(
+        self,
+        x: Array,
+        w: Array,
+        *residual: Array,
+        scale: Array | None,
+        shift: Array | None,
+        relu: bool,
+        **geometry: Any,
+    ) -> Array:
+        self.x, self.w, self.scale, self.geometry = x, w, scale, geometry
+        added = residual[0] if residual else None
+        y = conv2d_fused_forward(x, w, scale, shift, added, relu=relu, **geometry)
+        self.y = y if relu else None
+        return y
+
+    def backward(self, grad_output: Array) -> Gradients:
+        grad_residual = grad_output if self.y is None else relu_grad(grad_output, self.y)
+        grads: list[Array | None] = [None, None]
+        if self.needs_grad[0] or self.needs_grad[1]:
+            grad = grad_residual if self.scale is None else affine_grad_input(grad_residual, self.scale)
+            if self.needs_grad[0]:
+                grads[0] = conv2d_grad_input(grad, self.w, input_size=self.x.shape[1:3], **self.geometry)
+            if self.needs_grad[1]:
+                grads[1] = conv2d_grad_weight(self.x, grad, kernel_size=self.w.shape[:2], **self.geometry)
+        return *grads, *([grad_residual] if len(self.needs_grad) == 3 else [])
 
 
 def conv2d(
@@ -153,20 +216,92 @@ def conv2d(
         ShapeError: an argument has the wrong shape, or the padded image is smaller than the kernel.
         ArgumentError: stride, dilation, padding or groups is out of range.
     """
+    geometry, _ = _geometry(x, weight, stride, padding, dilation, groups, what="conv2d")
+    _check_channels("bias", bias, weight, what="conv2d")
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    return Conv2d()(*inputs, **geometry)
+
+
+def conv2d_fused(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    relu: bool = False,
+    stride: int | Pair = 1,
+    padding: PaddingLike = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """:func:`conv2d`, times `scale`, plus `shift`, plus `residual`, and with `relu` its maximum with 0.
+
+    One kernel does it all if `scale` and `shift` are constants, as a frozen batch norm's are. If either requires a
+    gradient, the steps are operations of their own: the gradient of the scale needs the image before it.
+
+    Args:
+        x, weight, stride, padding, dilation, groups: as :func:`conv2d` takes them.
+        scale, shift: (O,), or None.
+        residual: of the result's shape, (N, Ho, Wo, O), or None.
+
+    Raises:
+        ShapeError: an argument has the wrong shape, or the padded image is smaller than the kernel.
+        ArgumentError: stride, dilation, padding or groups is out of range.
+        DTypeError: floating-point inputs of different precision are mixed.
+    """
+    geometry, extent = _geometry(x, weight, stride, padding, dilation, groups, what="conv2d_fused")
+    _check_channels("scale", scale, weight, what="conv2d_fused")
+    _check_channels("shift", shift, weight, what="conv2d_fused")
+    expected = (x.shape[0], *extent, weight.shape[3])
+    if residual is not None and residual.shape != expected:
+        raise ShapeError(f"conv2d_fused: residual must have shape {expected}, got {residual.shape}")
+    for factor in (scale, shift):
+        if factor is not None and factor.dtype != x.dtype:
+            raise DTypeError(f"conv2d_fused: scale and shift must have x's type, {x.dtype}, got {factor.dtype}")
+    if any(factor is not None and factor.requires_grad for factor in (scale, shift)):
+        y = Conv2d()(x, weight, **geometry)
+        y = y if scale is None else y * scale
+        y = y if shift is None else y + shift
+        y = y if residual is None else y + residual
+        return apply_relu(y) if relu else y
+    inputs = (x, weight) if residual is None else (x, weight, residual)
+    return Conv2dFused()(
+        *inputs,
+        scale=None if scale is None else scale.data,
+        shift=None if shift is None else shift.data,
+        relu=relu,
+        **geometry,
+    )
+
+
+def _geometry(
+    x: Tensor,
+    weight: Tensor,
+    stride: int | Pair,
+    padding: PaddingLike,
+    dilation: int | Pair,
+    groups: int,
+    *,
+    what: str,
+) -> tuple[dict[str, Any], Pair]:
+    """The parameters as the KernelOps take them, and the rows and columns of the result."""
     if x.ndim != 4 or weight.ndim != 4:
-        raise ShapeError(f"conv2d: expected x (N, H, W, C) and weight (kh, kw, C, O), got {x.shape} and {weight.shape}")
+        raise ShapeError(f"{what}: expected x (N, H, W, C) and weight (kh, kw, C, O), got {x.shape} and {weight.shape}")
     kh, kw, cg, outputs = weight.shape
     if groups < 1 or x.shape[3] != cg * groups or outputs % groups:
         raise ShapeError(
-            f"conv2d: {groups} groups of {cg} input channels and {outputs} outputs don't fit x with {x.shape[3]} channels"
+            f"{what}: {groups} groups of {cg} input channels and {outputs} outputs don't fit x with {x.shape[3]} channels"
         )
-    if bias is not None and bias.shape != (outputs,):
-        raise ShapeError(f"conv2d: bias must have shape ({outputs},), got {bias.shape}")
-    stride, dilation = as_pair(stride, "conv2d: stride"), as_pair(dilation, "conv2d: dilation")
+    stride, dilation = as_pair(stride, f"{what}: stride"), as_pair(dilation, f"{what}: dilation")
     pads = resolve_padding(padding, x.shape[1:3], (kh, kw), stride, dilation)
-    output_extent(x.shape[1:3], (kh, kw), stride, pads, dilation, what="conv2d")
-    inputs = (x, weight) if bias is None else (x, weight, bias)
-    return Conv2d()(*inputs, stride=stride, padding=pads, dilation=dilation, groups=groups)
+    extent = output_extent(x.shape[1:3], (kh, kw), stride, pads, dilation, what=what)
+    return {"stride": stride, "padding": pads, "dilation": dilation, "groups": groups}, extent
+
+
+def _check_channels(name: str, value: Tensor | None, weight: Tensor, *, what: str) -> None:
+    if value is not None and value.shape != weight.shape[3:]:
+        raise ShapeError(f"{what}: {name} must have shape {weight.shape[3:]}, got {value.shape}")
 
 
 def as_pair(value: int | Pair, what: str, least: int = 1) -> Pair:

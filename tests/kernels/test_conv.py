@@ -68,6 +68,19 @@ def test_are_within_the_bound_of_rounding(thread_count, case: Convolution, tile:
             assert (abs(y - reference) <= bound).all(), name
 
 
+@given(case=convolutions(least_images=0), given=st.lists(st.booleans(), min_size=4, max_size=4))
+@same_threads
+def test_the_fused_convolution_equals_its_steps_on_integers(thread_count, case: Convolution, given: list[bool]):
+    rng = case.rng
+    shapes = (case.x_shape, case.w_shape, case.w_shape[3:], case.w_shape[3:], case.y_shape)
+    x, w, *extras = (rng.integers(-3, 4, shape).astype(np.float32) for shape in shapes)
+    extras = [array if wanted else None for array, wanted in zip(extras, given, strict=False)]
+    parameters = {"relu": given[3], **case.parameters}
+    y = KERNELS["conv2d_fused_forward"](x, w, *extras, **parameters)
+    assert y.dtype == np.float32
+    np.testing.assert_array_equal(y, ops.conv2d_fused_forward.specification(x, w, *extras, **parameters))
+
+
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "stride", "padding"),
     [

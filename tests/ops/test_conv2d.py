@@ -8,8 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refnet.autograd import Tensor
-from refnet.errors import ArgumentError, ShapeError
-from refnet.ops import conv2d, conv2d_forward, conv2d_grad_input, conv2d_grad_weight
+from refnet.errors import ArgumentError, DTypeError, ShapeError
+from refnet.ops import (
+    conv2d,
+    conv2d_forward,
+    conv2d_fused,
+    conv2d_fused_forward,
+    conv2d_grad_input,
+    conv2d_grad_weight,
+    relu,
+)
 from refnet.ops.conv2d import resolve_padding
 from refnet.testing import check_gradients
 from refnet.testing.strategies.geometry import Convolution, convolutions, seeds
@@ -181,6 +189,82 @@ def test_only_the_gradients_that_are_needed_are_computed():
     assert w.grad is not None
     assert x.grad is None
     assert bias.grad is None
+
+
+# with what follows it
+
+
+def test_the_steps_of_a_fused_convolution_in_their_order():
+    x, w = image([[1, 2, 3]]), kernel([[2]])
+    y = conv2d_fused(x, w, Tensor(np.array([3.0])), Tensor(np.array([-10.0])), image([[1, -3, 1]]), relu=True)
+    np.testing.assert_array_equal(y.data[0, 0, :, 0], [0, 0, 9])  # 6 - 10 + 1, 12 - 10 - 3, 18 - 10 + 1
+
+
+def away_from_kinks(case: Convolution, given: list[bool]) -> tuple[list[np.ndarray | None], np.ndarray, np.ndarray]:
+    """Scale, shift and residual, if given, such that no sum of x and w is within 1/8 of relu's kink; x and w."""
+    rng = case.rng
+    x, w = rng.standard_normal(case.x_shape), rng.standard_normal(case.w_shape)
+    scale, shift = rng.standard_normal(case.w_shape[3]), rng.standard_normal(case.w_shape[3])
+    arrays = [array if wanted else None for array, wanted in zip((scale, shift), given, strict=False)]
+    y = conv2d_fused_forward(x, w, *arrays, None, relu=False, **case.parameters)
+    residual = np.where(abs(y) < 0.5, np.sign(y) + (y == 0), 0) if given[2] else None
+    return [*arrays, residual], x, w
+
+
+@given(case=convolutions(), given=st.lists(st.booleans(), min_size=3, max_size=3), rectified=st.booleans())
+def test_a_fused_convolution_is_its_steps(case: Convolution, given: list[bool], rectified: bool):
+    extras, x, w = away_from_kinks(case, given)
+    scale, shift, residual = (None if array is None else Tensor(array, requires_grad=True) for array in extras)
+    inputs = [Tensor(array, requires_grad=True) for array in (x, w)]
+    composed = conv2d(*inputs, **case.parameters)
+    composed = composed if scale is None else composed * scale
+    composed = composed if shift is None else composed + shift
+    composed = composed if residual is None else composed + residual
+    composed = relu(composed) if rectified else composed
+    u = case.rng.standard_normal(composed.shape)
+    composed.backward(u)
+    tensors = [*inputs, *(tensor for tensor in (scale, shift, residual) if tensor is not None)]
+    expected = [tensor.grad for tensor in tensors]
+    for tensor in tensors:
+        tensor.grad = None
+    for trainable in (True, False):  # by steps, and at once
+        for factor in (scale, shift):
+            if factor is not None:
+                factor.requires_grad, factor.grad = trainable, None
+        fused = conv2d_fused(*inputs, scale, shift, residual, relu=rectified, **case.parameters)
+        np.testing.assert_allclose(fused.data, composed.data, rtol=0, atol=1e-12)
+        fused.backward(u)
+        for tensor, grad in zip(tensors, expected, strict=True):
+            if tensor.requires_grad:
+                np.testing.assert_allclose(tensor.grad, grad, rtol=0, atol=1e-12)
+            tensor.grad = None
+
+
+@given(case=convolutions())
+def test_gradients_of_a_fused_convolution(case: Convolution):
+    (scale, shift, residual), x, w = away_from_kinks(case, [True, True, True])
+    check_gradients(
+        lambda x, w, residual: conv2d_fused(x, w, Tensor(scale), Tensor(shift), residual, relu=True, **case.parameters),
+        x,
+        w,
+        residual,
+        rng=case.rng,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"scale": np.ones(3)}, ShapeError, r"scale must have shape \(4,\), got \(3,\)"),
+        ({"shift": np.ones(1)}, ShapeError, r"shift must have shape \(4,\), got \(1,\)"),
+        ({"residual": np.ones((1, 4, 4, 4))}, ShapeError, r"residual must have shape \(1, 2, 2, 4\)"),
+        ({"scale": np.ones(4, np.float32)}, DTypeError, "x's type, float64, got float32"),
+    ],
+)
+def test_errors_of_a_fused_convolution(changes, error, message):
+    arrays = {"x": np.ones((1, 4, 4, 2)), "weight": np.ones((3, 3, 2, 4)), **changes}
+    with pytest.raises(error, match=message):
+        conv2d_fused(**{name: Tensor(array) for name, array in arrays.items()})
 
 
 # other libraries

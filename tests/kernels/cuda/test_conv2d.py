@@ -1,0 +1,270 @@
+"""The CUDA convolution in the emulator, against its specification: every path of the plan, over any geometry.
+
+A sum of K products in precision u, in any order, obeys |y - y*| <= (K + 1) u sum |x| |w|; on small integers nothing is
+rounded, and every order gives the same bits.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refnet import ops
+from refnet.errors import DTypeError, LaunchError, ShapeError
+from refnet.kernels.cuda import KERNELS, conv2d
+from refnet.kernels.emulator import available, running
+from tests.geometry import Convolution, convolutions
+
+pytestmark = pytest.mark.skipif(not available(), reason="the emulator needs g++")
+
+UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
+PLAIN = {"stride": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1), "groups": 1}
+seeds = st.integers(0, 3)
+
+
+def cases(case: Convolution, x: np.ndarray, w: np.ndarray, u: np.ndarray) -> list[tuple[str, int, tuple, dict]]:
+    """The three operations: name, products in a sum, arrays, parameters."""
+    taps, sizes = math.prod(case.w_shape[:2]), case.parameters
+    return [
+        ("conv2d_forward", taps * w.shape[2], (x, w), sizes),
+        ("conv2d_grad_input", taps * w.shape[3] // case.groups, (u, w), {"input_size": x.shape[1:3], **sizes}),
+        ("conv2d_grad_weight", u[..., 0].size, (x, u), {"kernel_size": w.shape[:2], **sizes}),
+    ]
+
+
+def draw(case: Convolution, sample: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]) -> list[np.ndarray]:
+    rng = case.rng
+    return [sample(rng, shape) for shape in (case.x_shape, case.w_shape, case.y_shape)]
+
+
+def integers(dtype: type = np.float32) -> Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]:
+    return lambda rng, shape: rng.integers(-3, 4, shape).astype(dtype)
+
+
+def assert_equal_the_specification(case: Convolution, dtype: type = np.float32) -> None:
+    for name, _, inputs, parameters in cases(case, *draw(case, integers(dtype))):
+        y = KERNELS[name](*inputs, **parameters)
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y, getattr(ops, name).specification(*inputs, **parameters), err_msg=name)
+
+
+def layer(x_shape, w_shape, stride=1, padding=0, dilation=1, groups=1) -> Convolution:
+    return Convolution(
+        x_shape=x_shape,
+        w_shape=w_shape,
+        stride=(stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        dilation=(dilation, dilation),
+        groups=groups,
+        seed=0,
+    )
+
+
+@given(case=convolutions(least_images=0), seed=seeds, splits=st.sampled_from([None, 2, 3]))
+@settings(max_examples=20)
+def test_any_geometry(case: Convolution, seed: int, splits: int | None):
+    with running(mode="check", seed=seed), conv2d.forcing(splits=splits):
+        assert_equal_the_specification(case)
+
+
+@given(case=convolutions(), quadruple=st.booleans(), dtype=st.sampled_from([np.float32, np.float64]))
+@settings(max_examples=20)
+def test_are_within_the_bound_of_rounding(case: Convolution, quadruple: bool, dtype: type):
+    if quadruple:  # so many channels that copies are vectors
+        (*extent, c), (*kernel, cg, outputs) = case.x_shape, case.w_shape
+        case = Convolution(
+            x_shape=(*extent, 4 * c),
+            w_shape=(*kernel, 4 * cg, 4 * outputs),
+            **case.parameters,
+            seed=case.seed,
+        )
+    arrays = draw(case, lambda rng, shape: rng.standard_normal(shape).astype(dtype))
+    with running(mode="check"):
+        for name, products, inputs, parameters in cases(case, *arrays):
+            y = KERNELS[name](*inputs, **parameters)
+            specification = getattr(ops, name).specification
+            reference = specification(*(a.astype(np.float64) for a in inputs), **parameters)
+            size = specification(*(abs(a).astype(np.float64) for a in inputs), **parameters)
+            bound = (products + 1) * (UNIT[dtype] + UNIT[np.float64]) * size  # the reference is rounded, too
+            assert (abs(y - reference) <= bound).all(), name
+
+
+@pytest.mark.parametrize("tile", conv2d.TILES, ids=lambda tile: f"{tile.dtype}-{tile.rows}x{tile.columns}")
+@pytest.mark.parametrize("splits", [1, 3])
+def test_each_tile_hanging_over_on_both_sides(tile: conv2d.Tile, splits: int):
+    channels, outputs = 12, tile.columns + 4
+    case = layer((2, 9, tile.rows // 16 + 1, channels), (3, 2, channels, outputs), padding=1)
+    with running(mode="check", seed=5), conv2d.forcing(tile=tile, splits=splits):
+        assert_equal_the_specification(case, np.dtype(tile.dtype).type)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "stride", "padding", "dilation", "groups"),
+    [
+        ((2, 11, 9, 3), (7, 7, 3, 8), 2, 3, 1, 1),  # a stem
+        ((1, 7, 7, 16), (1, 1, 16, 20), 2, 0, 1, 1),  # a shortcut: most pixels of the input have no gradient
+        ((1, 7, 6, 8), (3, 3, 8, 6), 1, 2, 2, 1),  # weights whose rows aren't whole vectors
+        ((1, 6, 6, 16), (3, 3, 4, 16), 2, 1, 1, 4),
+        ((1, 5, 5, 4), (2, 2, 4, 4), 3, 0, 2, 1),  # a stride that some taps never meet
+        ((2, 1, 1, 8), (3, 3, 8, 4), 1, 1, 1, 1),  # mostly padding
+    ],
+)
+def test_layers(x_shape, w_shape, stride, padding, dilation, groups):
+    with running(mode="check", seed=1):
+        assert_equal_the_specification(layer(x_shape, w_shape, stride, padding, dilation, groups))
+
+
+@given(
+    case=convolutions(least_images=0),
+    given=st.lists(st.booleans(), min_size=4, max_size=4),
+    splits=st.sampled_from([None, 2]),
+    quadruple=st.booleans(),
+)
+@settings(max_examples=20)
+def test_the_epilogue(case: Convolution, given: list[bool], splits: int | None, quadruple: bool):
+    rng = case.rng
+    case = replace(case, w_shape=(*case.w_shape[:3], 4 * case.w_shape[3])) if quadruple else case
+    shapes = (case.x_shape, case.w_shape, case.w_shape[3:], case.w_shape[3:], case.y_shape)
+    x, w, *extras = (rng.integers(-3, 4, shape).astype(np.float32) for shape in shapes)
+    extras = [array if wanted else None for array, wanted in zip(extras, given, strict=False)]
+    parameters = {"relu": given[3], **case.parameters}
+    with running(mode="check"), conv2d.forcing(splits=splits):
+        y = KERNELS["conv2d_fused_forward"](x, w, *extras, **parameters)
+    np.testing.assert_array_equal(y, ops.conv2d_fused_forward.specification(x, w, *extras, **parameters))
+
+
+def test_relu_keeps_a_nan():
+    x = np.array([np.nan, -1, 1, np.inf], np.float32).reshape(1, 4, 1, 1)
+    with running(mode="check"):
+        y = KERNELS["conv2d_fused_forward"](x, np.ones((1, 1, 1, 1), np.float32), None, None, None, relu=True, **PLAIN)
+    np.testing.assert_array_equal(y.ravel(), [np.nan, 0, 1, np.inf])
+
+
+@pytest.mark.parametrize("name", ["scale", "shift", "residual"])
+def test_an_epilogue_of_another_shape(name: str):
+    extras = {"scale": None, "shift": None, "residual": None, name: np.ones(3, np.float32)}
+    x, w = np.ones((1, 2, 2, 1), np.float32), np.ones((1, 1, 1, 2), np.float32)
+    with pytest.raises(ShapeError, match=name):
+        KERNELS["conv2d_fused_forward"](x, w, *extras.values(), relu=False, **PLAIN)
+
+
+def test_a_large_layer_split_as_planned():
+    case = layer((1, 32, 32, 64), (3, 3, 64, 64), padding=1)
+    shape = conv2d.shape_of("test", case.x_shape, case.w_shape, **case.parameters)
+    for operation in ("forward", "grad_input", "grad_weight"):
+        assert conv2d.plan(operation, shape, "float32").splits > 1, operation
+    assert_equal_the_specification(case)
+
+
+def test_inputs_need_not_be_contiguous_or_aligned():
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, (1, 9, 8, 4)).astype(np.float32)[:, ::-1].transpose(0, 2, 1, 3)
+    w = rng.integers(-3, 4, 1 + 9 * 4 * 8).astype(np.float32)[1:].reshape(3, 3, 4, 8)
+    u = np.broadcast_to(np.float32(2), (1, 6, 7, 8))
+    case = layer(x.shape, w.shape)
+    with running(mode="check"):
+        for name, _, inputs, parameters in cases(case, x, w, u):
+            expected = getattr(ops, name).specification(*inputs, **parameters)
+            np.testing.assert_array_equal(KERNELS[name](*inputs, **parameters), expected, err_msg=name)
+
+
+@pytest.mark.parametrize("splits", [None, 3])
+def test_the_same_inputs_give_the_same_bits_in_any_order_of_blocks(splits: int | None):
+    case = layer((2, 9, 9, 8), (3, 3, 8, 8), padding=1)
+    arrays = draw(case, lambda rng, shape: rng.standard_normal(shape).astype(np.float32))
+    for name, _, inputs, parameters in cases(case, *arrays):
+        results = []
+        for seed in range(4):
+            with running(seed=seed), conv2d.forcing(splits=splits):
+                results.append(KERNELS[name](*inputs, **parameters))
+        for other in results[1:]:
+            np.testing.assert_array_equal(other, results[0], err_msg=name)
+
+
+def test_a_nan_reaches_the_pixels_that_see_it_and_no_others():
+    x = np.ones((1, 8, 8, 4), np.float32)
+    x[0, 3, 4, 1] = np.nan
+    with running(mode="check"):
+        y = KERNELS["conv2d_forward"](x, np.ones((3, 3, 4, 4), np.float32), **PLAIN | {"padding": ((1, 1), (1, 1))})
+    expected = np.zeros((8, 8), bool)
+    expected[2:5, 3:6] = True
+    assert (np.isnan(y[0]) == expected[..., None]).all()
+
+
+def test_workspace_is_what_is_taken(monkeypatch: pytest.MonkeyPatch):
+    case = layer((1, 6, 6, 8), (3, 3, 8, 8), stride=2, padding=1)
+    taken = []
+    empty = np.empty
+
+    def counted(shape, dtype=float):
+        array = empty(shape, dtype)
+        taken.append(array.nbytes)
+        return array
+
+    for name, _, inputs, parameters in cases(case, *draw(case, integers())):
+        for splits in (1, 3):
+            with conv2d.forcing(splits=splits), pytest.MonkeyPatch.context() as patch:
+                patch.setattr(np, "empty", counted)
+                y = KERNELS[name](*inputs, **parameters)
+                size = conv2d.workspace_size(name[7:], case.x_shape, case.w_shape, **case.parameters)  # type: ignore[arg-type]
+            assert sum(taken) - y.nbytes == size, name
+            assert size > 0 or (splits == 1 and name != "conv2d_grad_input")
+            taken.clear()
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "changes", "error"),
+    [
+        ((1, 4, 4, 3), (3, 3, 2, 4), {}, ShapeError),
+        ((1, 4, 4, 3), (5, 3, 3, 4), {}, ShapeError),
+        ((1, 4, 4, 4), (1, 1, 2, 3), {"groups": 2}, ShapeError),
+        ((4, 4, 3), (1, 1, 3, 3), {}, ShapeError),
+    ],
+)
+def test_shapes_that_do_not_fit(x_shape, w_shape, changes, error):
+    with pytest.raises(error):
+        KERNELS["conv2d_forward"](np.ones(x_shape, np.float32), np.ones(w_shape, np.float32), **PLAIN | changes)
+
+
+def test_types_that_it_does_not_take():
+    x, w = np.ones((1, 4, 4, 2)), np.ones((1, 1, 2, 2))
+    for a, b in ((x.astype(np.float16), w.astype(np.float16)), (x.astype(np.float32), w)):
+        with pytest.raises(DTypeError, match="float32"):
+            KERNELS["conv2d_forward"](a, b, **PLAIN)
+
+
+def test_a_gradient_of_another_shape():
+    w, g = np.ones((3, 3, 2, 4), np.float32), np.ones((1, 5, 4, 4), np.float32)
+    with pytest.raises(ShapeError, match="grad_output"):
+        KERNELS["conv2d_grad_input"](g, w, input_size=(6, 6), **PLAIN)
+    with pytest.raises(ShapeError, match="grad_output"):
+        KERNELS["conv2d_grad_weight"](np.ones((1, 6, 6, 2), np.float32), g, kernel_size=(3, 3), **PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "changes"),
+    [
+        ((2, 2**15, 2**15, 1), (1, 1, 1, 1), {}),  # 2**31 pixels of x
+        ((2**17, 1, 1, 1), (1, 1, 1, 1), {"padding": ((64, 64), (64, 64))}),  # and of y
+        ((1, 1, 1, 2**16), (1, 1, 2**16, 2**15), {}),
+        ((1, 1, 1, 2**16), (1, 1, 1, 2**16), {"groups": 2**16}),
+        ((1, 2**9, 2**9, 1), (1, 1, 1, 1), {"stride": (2**9, 2**9)}),
+    ],
+)
+def test_extents_beyond_an_index_or_a_grid_are_refused(x_shape, w_shape, changes):
+    """Nothing of these sizes is allocated: the array's elements are one number."""
+    x, w = (np.broadcast_to(np.float32(1), shape) for shape in (x_shape, w_shape))
+    with pytest.raises(LaunchError, match="at most"):
+        KERNELS["conv2d_forward"](x, w, **PLAIN | changes)
+
+
+def test_offsets_of_elements_pass_32_bits():
+    """A tensor of more than 2**31 elements is within the limits, and the plan doesn't split its reduction."""
+    shape = conv2d.shape_of("test", (2, 2048, 2048, 512), (1, 1, 512, 512), **PLAIN)
+    for operation in ("forward", "grad_input"):
+        assert shape.result_size(operation) == 2**32
+        assert conv2d.plan(operation, shape, "float32").splits == 1
