@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cuda import conv2d, dense, losses, nms, pooling, resize
+from refnet.kernels.cuda import conv2d, dense, losses, nms, pooling, resize, roi, roi_pool
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "affine_forward": dense.affine_forward,
@@ -18,6 +18,9 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "conv2d_fused_forward": conv2d.conv2d_fused_forward,
     "conv2d_grad_input": conv2d.conv2d_grad_input,
     "conv2d_grad_weight": conv2d.conv2d_grad_weight,
+    "crop_and_resize_forward": roi.crop_and_resize_forward,
+    "crop_and_resize_grad_boxes": roi.crop_and_resize_grad_boxes,
+    "crop_and_resize_grad_images": roi.crop_and_resize_grad_images,
     "cross_entropy_forward": losses.cross_entropy_forward,
     "frozen_batch_norm_affine": dense.frozen_batch_norm_affine,
     "max_pool2d_forward": pooling.max_pool2d_forward,
@@ -29,6 +32,11 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "resize_bilinear_grad": resize.resize_bilinear_grad,
     "resize_nearest_forward": resize.resize_nearest_forward,
     "resize_nearest_grad": resize.resize_nearest_grad,
+    "roi_align_forward": roi.roi_align_forward,
+    "roi_align_grad_boxes": roi.roi_align_grad_boxes,
+    "roi_align_grad_features": roi.roi_align_grad_features,
+    "roi_pool_forward": roi_pool.roi_pool_forward,
+    "roi_pool_grad": roi_pool.roi_pool_grad,
     "smooth_l1_forward": losses.smooth_l1_forward,
     "softmax_forward": losses.softmax_forward,
     "upsample_add_forward": resize.upsample_add_forward,

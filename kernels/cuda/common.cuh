@@ -78,4 +78,31 @@ __device__ __forceinline__ void copy_wait() {
 #endif
 }
 
+template <class T>
+__device__ __forceinline__ T not_a_number() {
+  return T(__uint_as_float(0x7fc00000u));
+}
+
+// a b, rounded: the compiler doesn't fuse it with a sum, as it may fuse a * b.
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double rounded_product(double a, double b) {
+#ifdef REFNET_EMULATED
+  return a * b;
+#else
+  return __dmul_rn(a, b);
+#endif
+}
+
+// Add four numbers to four neighbours, whose address is a multiple of 16: from sm_90 on one instruction (red.v4.f32).
+__device__ __forceinline__ void atomic_add4(float* to, float a, float b, float c, float d) {
+#if !defined(REFNET_EMULATED) && __CUDA_ARCH__ >= 900
+  atomicAdd(reinterpret_cast<float4*>(to), make_float4(a, b, c, d));
+#else
+  atomicAdd(to, a);
+  atomicAdd(to + 1, b);
+  atomicAdd(to + 2, c);
+  atomicAdd(to + 3, d);
+#endif
+}
+
 }  // namespace refnet

@@ -1,9 +1,4 @@
-"""The CPU kernels of roi_align and crop_and_resize against their specifications.
-
-Both sides compute the same coordinates and hat weights, bit for bit, and add up the same products in another order.
-Weights aren't negative, so a sum of K products and weights of J roundings differ by at most 2 (K + J + 1) u times the
-same sum over absolute values, which is the specification itself on absolute values.
-"""
+"""The CPU kernels of roi_align and crop_and_resize against their specifications."""
 
 from inspect import signature
 from typing import Any
@@ -15,93 +10,16 @@ from hypothesis import strategies as st
 
 import refnet.ops as ops
 from refnet.kernels.cpu import KERNELS, roi
-from refnet.ops.roi_align import sample_counts, spans
-from refnet.testing.strategies.regions import Regions, regions
+from tests.regions import Regions, regions
+from tests.sampled_regions import CHECKS
 
-NAMES = [
-    "crop_and_resize_forward",
-    "crop_and_resize_grad_boxes",
-    "crop_and_resize_grad_images",
-    "roi_align_forward",
-    "roi_align_grad_boxes",
-    "roi_align_grad_features",
-]
 dtypes = st.sampled_from([np.float32, np.float64])
-UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 
 
-def rough(boxes: np.ndarray, case: Regions, whole: bool) -> np.ndarray:
-    """`boxes` as they are, or moved by numbers that aren't exact in binary."""
-    noise = np.random.default_rng([case.seed, 2]).uniform(-0.1, 0.1, boxes.shape)
-    return boxes if whole else boxes + noise
-
-
-def drawn(case: Regions, dtype: type) -> tuple[np.ndarray, np.ndarray]:
-    """Features and a gradient of the output."""
-    rng = case.rng
-    features, grad_output = rng.standard_normal(case.features_shape), rng.standard_normal(case.output_shape)
-    return features.astype(dtype), grad_output.astype(dtype)
-
-
-def roundings(case: Regions, boxes: np.ndarray) -> int:
-    """J: those in the weights of rows and columns, sums over the samples of a bin."""
-    _, extent, _ = spans(boxes, case.spatial_scale, case.aligned)
-    bins = np.array([case.size[1], case.size[0]])
-    samples = sample_counts(extent / bins, 1, case.sampling_ratio)
-    return 2 * (int(samples.max(initial=0)) + 4)
-
-
-def assert_close(actual: np.ndarray, expected: np.ndarray, bound: Any) -> None:
-    assert actual.dtype == expected.dtype
-    assert actual.shape == expected.shape
-    assert (abs(actual - expected) <= bound).all(), abs(actual - expected).max()
-
-
-# roi_align
-
-
+@pytest.mark.parametrize("name", CHECKS)
 @given(regions(), dtypes, st.booleans())
-def test_roi_align_forward(case: Regions, dtype, whole):
-    features, _ = drawn(case, dtype)
-    boxes = rough(case.boxes, case, whole).astype(dtype)
-    arguments = {"size": case.size, **case.sampling}
-    specified = ops.roi_align_forward.specification
-    sizes = specified(abs(features), boxes, case.image_index, **arguments)
-    count = sum(case.features_shape[1:3]) + roundings(case, boxes)
-    assert_close(
-        roi.roi_align_forward(features, boxes, case.image_index, **arguments),
-        specified(features, boxes, case.image_index, **arguments),
-        2 * (count + 1) * UNIT[dtype] * sizes,
-    )
-
-
-@given(regions(), dtypes, st.booleans())
-def test_roi_align_grad_features(case: Regions, dtype, whole):
-    features, u = drawn(case, dtype)
-    boxes = rough(case.boxes, case, whole).astype(dtype)
-    arguments = {"input_shape": features.shape, **case.sampling}
-    specified = ops.roi_align_grad_features.specification
-    sizes = specified(abs(u), boxes, case.image_index, **arguments)
-    count = sum(case.size) + len(boxes) + roundings(case, boxes)
-    assert_close(
-        roi.roi_align_grad_features(u, boxes, case.image_index, **arguments),
-        specified(u, boxes, case.image_index, **arguments),
-        2 * (count + 1) * UNIT[dtype] * sizes,
-    )
-
-
-@given(regions(), dtypes, st.booleans())
-def test_roi_align_grad_boxes(case: Regions, dtype, whole):
-    """A bin's gradient is at most |u| times the difference of two features; the edges of a box share it."""
-    features, u = drawn(case, dtype)
-    boxes = rough(case.boxes, case, whole).astype(dtype)
-    sizes = abs(u).sum(axis=(1, 2, 3)) * 2 * np.max(abs(features)) * 2 * case.spatial_scale
-    count = u[:1].size + sum(case.features_shape[1:3]) + roundings(case, boxes) * (1 + max(case.size))
-    assert_close(
-        roi.roi_align_grad_boxes(u, features, boxes, case.image_index, **case.sampling),
-        ops.roi_align_grad_boxes.specification(u, features, boxes, case.image_index, **case.sampling),
-        2 * (count + 1) * UNIT[dtype] * sizes[:, None],
-    )
+def test_the_specifications_values(name: str, case: Regions, dtype: Any, whole: bool) -> None:
+    CHECKS[name](getattr(roi, name), case, dtype, whole)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -119,52 +37,6 @@ def test_adaptive_sampling_of_boxes_without_extent(dtype):
         for position, box in enumerate(boxes):
             assert (not pooled[position].any() and not grads[position].any()) == (box == empty)
         assert scattered.sum() == pytest.approx(4 * boxes.count(other))  # the weights of a bin add up to 1
-
-
-# crop_and_resize
-
-
-@given(regions(), dtypes, st.booleans())
-def test_crop_and_resize_forward(case: Regions, dtype, whole):
-    images, _ = drawn(case, dtype)
-    boxes = rough(case.normalized_boxes, case, whole).astype(dtype)
-    arguments = {"size": case.size, "extrapolation_value": 0.0}
-    specified = ops.crop_and_resize_forward.specification
-    sizes = specified(abs(images), boxes, case.image_index, **arguments)
-    arguments["extrapolation_value"] = 100.0
-    bound = 2 * (sum(images.shape[1:3]) + 8) * UNIT[dtype] * sizes
-    actual = roi.crop_and_resize_forward(images, boxes, case.image_index, **arguments)
-    expected = specified(images, boxes, case.image_index, **arguments)
-    np.testing.assert_array_equal(actual == 100, expected == 100)
-    assert_close(actual, expected, bound)
-
-
-@given(regions(), dtypes, st.booleans())
-def test_crop_and_resize_grad_images(case: Regions, dtype, whole):
-    images, u = drawn(case, dtype)
-    boxes = rough(case.normalized_boxes, case, whole).astype(dtype)
-    specified = ops.crop_and_resize_grad_images.specification
-    sizes = specified(abs(u), boxes, case.image_index, input_shape=images.shape)
-    assert_close(
-        roi.crop_and_resize_grad_images(u, boxes, case.image_index, input_shape=images.shape),
-        specified(u, boxes, case.image_index, input_shape=images.shape),
-        2 * (sum(case.size) + len(boxes) + 8) * UNIT[dtype] * sizes,
-    )
-
-
-@given(regions(), dtypes, st.booleans())
-def test_crop_and_resize_grad_boxes(case: Regions, dtype, whole):
-    images, u = drawn(case, dtype)
-    boxes = rough(case.normalized_boxes, case, whole).astype(dtype)
-    sizes = abs(u).sum(axis=(1, 2, 3)) * 2 * np.max(abs(images)) * max(case.features_shape[1:3])
-    assert_close(
-        roi.crop_and_resize_grad_boxes(u, images, boxes, case.image_index),
-        ops.crop_and_resize_grad_boxes.specification(u, images, boxes, case.image_index),
-        2 * (u[:1].size + sum(images.shape[1:3]) + 16) * UNIT[dtype] * sizes[:, None],
-    )
-
-
-# all
 
 
 def large(seed: int) -> dict[str, Any]:
@@ -207,7 +79,7 @@ def test_the_same_inputs_give_the_same_bits_whatever_their_layout(seed):
         np.testing.assert_array_equal(result, expected[name], err_msg=name)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CHECKS)
 def test_kernels_have_the_signature_of_their_specification(name):
     assert KERNELS[name] is getattr(roi, name)
     specified = signature(getattr(ops, name).specification).parameters.values()
