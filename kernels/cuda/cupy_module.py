@@ -7,7 +7,6 @@ machine code is :mod:`refnet.kernels.cuda.nvrtc`'s, and CuPy loads it (``RawModu
 from __future__ import annotations
 
 import ctypes
-import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,12 +49,23 @@ def load(program: Program, name: str) -> Launch:
         CompilerError: it doesn't compile, or there is no NVRTC.
         DeviceError: the device is older than the kernel, or of another kind than it is written for.
     """
-    return _load(sys.modules["cupy"].cuda.runtime.getDevice(), program, program.path, name)
+    key = (sys.modules["cupy"].cuda.runtime.getDevice(), program, program.path, name)
+    kernel = _kernels.get(key)
+    if kernel is None:
+        kernel = _kernels[key] = _load(*key)
+    return kernel
 
 
-@functools.cache
+_kernels: dict[tuple[int, Program, Path, str], _Kernel] = {}
+"""One module per device, program, source and name; it lives as long as the process."""
+
+
+def loaded() -> set[tuple[str, str]]:
+    """The kernels that were launched so far, on any device: the source's name, and the kernel's."""
+    return {(path.name, name) for _, _, path, name in _kernels}
+
+
 def _load(device: int, program: Program, path: Path, name: str) -> _Kernel:
-    """One module per device, program, name and source; it lives as long as the process."""
     cupy = sys.modules["cupy"]
     properties = cupy.cuda.Device(device)
     capability = int(properties.compute_capability)

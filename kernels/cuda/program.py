@@ -120,7 +120,7 @@ class Program:
         if min(grid) < 1:  # CuPy would round an extent of 0 up to 1
             return
         for index, value in enumerate(arguments):
-            check_argument(f"{self.source}: {name}: argument {index}", value)
+            check_argument(f"{self.path.name}: {name}: argument {index}", value)
         run = _load(xp)(self, name)
         run(grid, block, tuple(arguments), shared=shared, outputs=tuple(outputs), also=tuple(also))
 

@@ -1,7 +1,8 @@
 """Compile a kernel, and the emulator's runtime, with g++; keep the results on disk.
 
-A compiled file is named after a hash of all that it depends on: the texts, the flags and the compiler's version. So an
-old one is never loaded, and one cache serves any number of source folders, processes and versions.
+A compiled file is named after a hash of all that it depends on: the texts, the flags, the compiler's version and,
+where code is made for the machine at hand, its processor. So an old one is never loaded, and one cache serves any
+number of source folders, processes and versions.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PARTS = ("fibers", "launch", "barriers", "warp", "async_copy", "tensor_core", "w
 COMMON = ("-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-x", "c++", "-")
 RUNTIME_FLAGS = ("-std=c++20", "-O2", "-g1", "-fvisibility=default")
 KERNEL_FLAGS = ("-std=c++17", "-w", "-ffp-contract=off", "-fno-gnu-unique", "-include", "cuda_shim.h")
-FAST = ("-O2",)  # what -O3 and -march=native add makes up for nothing: most time goes into switching threads
+FAST = ("-O3", "-march=native")
 # g++ instruments the code as for ThreadSanitizer and UBSan, but nothing of theirs is linked: the runtime has the hooks;
 # vectors aren't taken apart, so that one access of 16 bytes is seen as one
 CHECK = (
@@ -52,7 +53,7 @@ def _supported() -> bool:
 
 @functools.cache
 def _compiler(path: str | None) -> str:
-    """Which compiler it is.
+    """Which compiler makes code for which processor.
 
     Raises:
         CompilerError: there is none, or the emulator doesn't run here.
@@ -61,7 +62,10 @@ def _compiler(path: str | None) -> str:
         raise CompilerError(f"the emulator runs on x86-64 Linux, got {platform.machine()} {sys.platform}")
     if path is None:
         raise CompilerError("the emulator compiles kernels with g++, and there is none on the PATH")
-    return subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    processor = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    kept = [line for line in processor.splitlines() if line.startswith(("flags", "model", "cpu family"))]
+    return "\n".join([version, *kept])
 
 
 def _build(title: str, stub: str, flags: Sequence[str], folder: Path, texts: Sequence[Path]) -> Path:

@@ -53,16 +53,15 @@ class _Kernel:
             KernelFault: the kernel did what it must not.
         """
         self._check_limits(grid, block, shared)
-        # within an array of the emulator's stand-in for CuPy is one of NumPy's
-        values = [getattr(value, "_host", value) for value in arguments]
+        values = [_on_host(value) for value in arguments]
         packed = self._pack(values, outputs)
         addresses = (ctypes.c_void_p * len(packed))(*map(ctypes.addressof, packed))
-        extents = [(ctypes.c_uint * 3)(*(*map(int, extent), 1, 1)[:3]) for extent in (grid, block)]
         request = Request(
             self.compiled.address,
             ctypes.pointer(self.compiled.module),
             ctypes.addressof(addresses),
-            *extents,
+            _extent(grid),
+            _extent(block),
             shared,
             self.settings.seed,
             self.settings.workers,
@@ -73,7 +72,7 @@ class _Kernel:
             if self.settings.mode == "fast":
                 self._launch(request)
                 return
-            self._register(values, outputs, [getattr(value, "_host", value) for value in also])
+            self._register(values, outputs, [_on_host(value) for value in also])
             try:
                 self._launch(request)
                 self._check_outputs(values, outputs)
@@ -115,7 +114,7 @@ class _Kernel:
             what = f"{self.name}: argument {index}"
             if pointer:
                 _check_array(what, value, kind, size, pointer == "p")
-                packed.append(ctypes.c_void_p(value.ctypes.data))
+                packed.append(ctypes.c_void_p(_address(value)))
             else:
                 if index in outputs:
                     raise LaunchError(f"{what}: an output must be an array")
@@ -132,28 +131,23 @@ class _Kernel:
                         f"{self.name}: argument {output}, an output, shares memory with argument {index}, so it is "
                         "also read"
                     )
-            ctypes.memset(values[output].ctypes.data, 0xFF, values[output].nbytes)
+            ctypes.memset(_address(values[output]), 0xFF, values[output].nbytes)
 
     def _register(self, values: Sequence[Any], outputs: Sequence[int], also: Sequence[Any]) -> None:
         """Tell the checker which memory is the kernel's."""
-        module, pointers = self.compiled.module, (pointer for _, pointer, _ in self.compiled.parameters)
-        buffers = [
-            (f"argument {index}", value, index not in outputs, pointer == "c")
-            for index, (value, pointer) in enumerate(zip(values, pointers, strict=True))
-            if pointer
-        ]
-        buffers += [(f"also {index}", value, True, not value.flags.writeable) for index, value in enumerate(also)]
-        library = runtime()
-        library.emu_clear_buffers(module.low, module.high)
-        for name, value, initialised, constant in buffers:
-            library.emu_add_buffer(
-                value.ctypes.data, value.nbytes, value.itemsize, initialised, constant, name.encode()
-            )
+        module = self.compiled.module
+        runtime().emu_clear_buffers(module.low, module.high)
+        pointers = (pointer for _, pointer, _ in self.compiled.parameters)
+        for index, (value, pointer) in enumerate(zip(values, pointers, strict=True)):
+            if pointer:
+                _add(f"argument {index}", value, initialised=index not in outputs, constant=pointer == "c")
+        for index, value in enumerate(also):
+            _add(f"also {index}", value, initialised=True, constant=not value.flags.writeable)
 
     def _check_outputs(self, values: Sequence[Any], outputs: Sequence[int]) -> None:
         first = ctypes.c_uint64()
         for index in outputs:
-            missed = runtime().emu_count_unwritten(values[index].ctypes.data, ctypes.byref(first))
+            missed = runtime().emu_count_unwritten(_address(values[index]), ctypes.byref(first))
             if missed:
                 item = values[index].itemsize
                 raise KernelFault(
@@ -181,6 +175,25 @@ class _Kernel:
             return " called at ".join(lines) or "an unknown place"
 
         return re.sub(r"@(0x[0-9a-f]+)@", place, text)
+
+
+def _on_host(value: Any) -> Any:
+    """NumPy's array within an array of the emulator's stand-in for CuPy; anything else itself."""
+    return getattr(value, "_host", value)
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _extent(extents: tuple[int, ...]) -> Any:
+    return (ctypes.c_uint * 3)(*(*(int(extent) for extent in extents), 1, 1)[:3])
+
+
+def _add(name: str, array: np.ndarray, *, initialised: bool, constant: bool) -> None:
+    runtime().emu_add_buffer(
+        _address(array), array.nbytes, max(array.itemsize, 1), initialised, constant, name.encode()
+    )  # fmt: skip
 
 
 def _check_array(what: str, value: Any, kind: str, size: int, written: bool) -> None:

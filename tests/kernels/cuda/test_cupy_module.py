@@ -79,7 +79,7 @@ def targets(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         return Cubin(path=Path(f"{name}.{target}.cubin"), symbol=f"_Z{name}", log="", fused=0)
 
     monkeypatch.setattr(cupy_module, "compiled", compiled)
-    cupy_module._load.cache_clear()
+    monkeypatch.setattr(cupy_module, "_kernels", {})
     return seen
 
 
@@ -101,6 +101,7 @@ def test_a_launch_loads_the_cubin_of_the_current_device_once(cupy: FakeCupy, tar
     launch(cupy, np.int32(7))
     assert cupy.loaded == [(device, "plain.sm_90a.cubin", "_Zplain") for device in (0, 1)]
     assert targets == [("plain", "sm_90a")] * 2
+    assert cupy_module.loaded() == {("fake.cu", "plain")}
     assert [(call.grid, call.block) for call in cupy.launched] == [((2, 3), (64,))] * 3 + [((5,), (64,))]
 
 

@@ -1,0 +1,372 @@
+"""How fast are our kernels? Ratios to cuDNN and torchvision on one GPU, each result checked against float64 first.
+
+::
+
+    python -m refnet.kernels.cuda.benchmark OUT            # on a machine with a GPU, CuPy, PyTorch and torchvision
+    python -m refnet.kernels.cuda.benchmark OUT --dry-run  # anywhere: every case in the emulator, small, and no times
+
+Writes ``OUT/benchmark.json`` and a table, ``OUT/benchmark.md``. The method is that of
+:mod:`refnet.kernels.cuda.timing`: contenders take turns in one process, and ratios are compared, not times. A peer gets
+the layout in memory that it is fastest with, and the weights laid out for it beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refnet.arrays import Array, to_host
+from refnet.kernel_op import operations
+from refnet.kernels.cuda import KERNELS, peers, roi
+from refnet.kernels.cuda.cupy_module import import_cupy
+from refnet.kernels.cuda.timing import Comparison, Stopwatch, copies
+from refnet.testing import Call, Rounding, contract_of
+from refnet.testing.calls import as_tuple, leaves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """What is asked of us.
+
+    Attributes:
+        title: what is compared with what.
+        least, aim: how many times as fast as the peer.
+    """
+
+    title: str
+    least: float
+    aim: float
+
+
+BARS = {
+    "forward": Bar(title="conv2d forward, fp32, against cuDNN with TF32 off", least=0.7, aim=1.0),
+    "grad_input": Bar(title="conv2d gradient to the input, fp32, against cuDNN with TF32 off", least=0.6, aim=1.0),
+    "grad_weight": Bar(title="conv2d gradient to the weights, fp32, against cuDNN with TF32 off", least=0.6, aim=1.0),
+    "nms 2000": Bar(title="nms of 2,000 boxes, against torchvision", least=2, aim=4),
+    "nms 12000": Bar(title="nms of 12,000 boxes, against torchvision", least=4, aim=10),
+    "roi_align 7": Bar(title="roi_align forward 7x7, 1,000 ROIs x 256 channels, against torchvision", least=1.5, aim=3),
+    "roi_align 14": Bar(title="roi_align forward 14x14, the same", least=1.5, aim=3),
+    "roi_align atomic": Bar(title="roi_align backward, atomic, against torchvision's atomic", least=1.5, aim=4),
+    "roi_align deterministic": Bar(title="roi_align backward, deterministic, against the same", least=1.0, aim=2),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One call that is compared.
+
+    Attributes:
+        bar: the row of the table; a row's figure is the geometric mean of its cases.
+        title: what it is.
+        operation: its name.
+        make: its arguments, float32.
+        waits: whether the host waits within the call, for us and for the peer.
+        setting: what our kernel is called within.
+    """
+
+    bar: str
+    title: str
+    operation: str
+    make: Callable[[], Call]
+    waits: bool = False
+    setting: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def run(self, call: Call) -> tuple[Any, ...]:
+        """Our results."""
+        with self.setting():
+            return as_tuple(call.apply(KERNELS[self.operation]))
+
+
+# ---- the cases -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A convolution of a network: extents of its input and its weights, and how the window moves."""
+
+    title: str
+    height: int
+    width: int
+    channels: int
+    outputs: int
+    window: int
+    stride: int
+
+    def call(self, operation: str, images: int, rng: np.random.Generator) -> Call:
+        """The arguments of one of the three operations of a convolution."""
+        pad = self.window // 2
+        rows, columns = ((extent - 1) // self.stride + 1 for extent in (self.height, self.width))
+        x, y = (images, self.height, self.width, self.channels), (images, rows, columns, self.outputs)
+        w = (self.window, self.window, self.channels, self.outputs)
+        shapes = {"forward": {"x": x, "w": w}, "grad_input": {"grad_output": y, "w": w}}
+        shapes["grad_weight"] = {"x": x, "grad_output": y}
+        geometry: dict[str, Any] = {
+            "stride": (self.stride, self.stride), "padding": ((pad, pad), (pad, pad)), "dilation": (1, 1), "groups": 1,
+        }  # fmt: skip
+        extra: dict[str, Any] = {
+            "forward": {},
+            "grad_input": {"input_size": x[1:3]},
+            "grad_weight": {"kernel_size": w[:2]},
+        }
+        arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes[operation].items()}
+        return Call(arrays=arrays, parameters={**extra[operation], **geometry})
+
+
+def resnet50_fpn(height: int, width: int, narrower: int = 1) -> list[Layer]:
+    """The distinct convolutions of ResNet-50 (strides in the 3x3), FPN and the RPN's, for images of this size."""
+    layers: dict[tuple[int, ...], Layer] = {}
+
+    def add(title: str, stride_in: int, channels: int, outputs: int, window: int, stride: int = 1) -> None:
+        numbers = (height // stride_in, width // stride_in, channels, outputs, window, stride)
+        shape = Layer(
+            title=f"{title} {window}x{window}/{stride} {channels}->{outputs} @{numbers[0]}x{numbers[1]}",
+            height=numbers[0], width=numbers[1], channels=channels, outputs=outputs, window=window, stride=stride,
+        )  # fmt: skip
+        layers.setdefault(numbers, shape)
+
+    add("stem", 1, 3, 64 // narrower, 7, 2)
+    channels = 64 // narrower
+    for stage in (2, 3, 4, 5):
+        middle, wide = 2**stage * 16 // narrower, 2**stage * 64 // narrower
+        before, after, stride = 2 ** max(stage - 1, 2), 2**stage, 1 if stage == 2 else 2
+        add(f"res{stage}", before, channels, middle, 1)
+        add(f"res{stage}", before, middle, middle, 3, stride)
+        add(f"res{stage}", before, channels, wide, 1, stride)
+        add(f"res{stage}", after, middle, wide, 1)
+        add(f"res{stage}", after, wide, middle, 1)
+        add(f"res{stage}", after, middle, middle, 3)
+        add("fpn", after, wide, 256 // narrower, 1)
+        add("fpn", after, 256 // narrower, 256 // narrower, 3)
+        channels = wide
+    return list(layers.values())
+
+
+def regions(count: int, height: int, width: int, rng: np.random.Generator) -> Array:
+    """Boxes as proposals are: of all sizes from 16 pixels to half the image, of all shapes."""
+    size = np.exp(rng.uniform(math.log(16), math.log(min(height, width) / 2), (count, 1)))
+    extent = size * np.exp(rng.uniform(-0.5, 0.5, (count, 1)) * [[1.0, -1.0]])
+    centre = rng.uniform(0, 1, (count, 2)) * [width, height]
+    boxes = np.concatenate([centre - extent / 2, centre + extent / 2], axis=1)
+    inside: Array = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
+    return inside
+
+
+def clustered(count: int, rng: np.random.Generator) -> dict[str, Array]:
+    """Boxes around some objects and their scores, as an RPN gives them before NMS."""
+    centres = rng.uniform(0, 1000, (max(count // 40, 1), 2))[rng.integers(0, max(count // 40, 1), count)]
+    centres = centres + rng.normal(0, 12, (count, 2))
+    sides = np.abs(rng.normal(80, 30, (count, 2))) + 1
+    boxes = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1).astype(np.float32)
+    return {"boxes": boxes, "scores": rng.uniform(size=count).astype(np.float32)}
+
+
+def cases(*, toy: bool) -> Iterator[Case]:
+    """Every case, in full size or as small as it can be."""
+    height, width, images, narrower = (32, 64, 1, 16) if toy else (800, 1088, 2, 1)
+    for operation in ("forward", "grad_input", "grad_weight"):
+        for layer in resnet50_fpn(height, width, narrower):
+            if operation == "grad_input" and layer.title.startswith("stem"):
+                continue  # images have no gradient
+
+            def convolution(layer: Layer = layer, operation: str = operation) -> Call:
+                return layer.call(operation, images, np.random.default_rng(0))
+
+            yield Case(bar=operation, title=layer.title, operation=f"conv2d_{operation}", make=convolution)
+    for count in (2000, 12000):
+
+        def boxes(count: int = count) -> Call:
+            few = count // 50 if toy else count
+            return Call(arrays=dict(clustered(few, np.random.default_rng(count))), parameters={"iou_threshold": 0.7})
+
+        yield Case(bar=f"nms {count}", title="clustered boxes", operation="nms", make=boxes, waits=True)
+    for size in (7, 14):
+
+        def pooled(size: int = size) -> Call:
+            return _roi_call(size, toy, gradient=False)
+
+        yield Case(bar=f"roi_align {size}", title="level 2", operation="roi_align_forward", make=pooled)
+    for always in (False, True):
+
+        def scattered() -> Call:
+            return _roi_call(7, toy, gradient=True)
+
+        name = "roi_align deterministic" if always else "roi_align atomic"
+        yield Case(
+            bar=name,
+            title="7x7",
+            operation="roi_align_grad_features",
+            make=scattered,
+            setting=partial(roi.deterministic, always),
+        )
+
+
+def _roi_call(size: int, toy: bool, *, gradient: bool) -> Call:
+    height, width, channels, count = (64, 96, 8, 5) if toy else (800, 1088, 256, 1000)
+    rng = np.random.default_rng(size)
+    shape = (1, height // 4, width // 4, channels)
+    parameters: dict[str, Any] = {"spatial_scale": 0.25, "sampling_ratio": 2, "aligned": False}
+    indices = {"boxes": regions(count, height, width, rng), "image_index": np.zeros(count, np.int64)}
+    if gradient:
+        grad_output = rng.standard_normal((count, size, size, channels), np.float32)
+        return Call(arrays={"grad_output": grad_output, **indices}, parameters={"input_shape": shape, **parameters})
+    features = rng.standard_normal(shape, np.float32)
+    return Call(arrays={"features": features, **indices}, parameters={"size": (size, size), **parameters})
+
+
+# ---- the check -----------------------------------------------------------------------------------------------------
+
+
+class WrongResult(AssertionError):
+    """A kernel's result is further from the exact value than rounding explains; its time means nothing."""
+
+
+def verify(case: Case, call: Call, results: Sequence[Any], reference: Callable[..., Any]) -> float:
+    """The largest error as a share of what the operation's contract allows; `reference` computes in float64.
+
+    Raises:
+        WrongResult: it is larger than that.
+    """
+    expected = contract_of(operations()[case.operation]).bound(reference, call, Rounding.of(np.float32))
+    worst = 0.0
+    for result, entry in zip(results, expected, strict=True):
+        got = to_host(result)
+        if got.shape != entry.value.shape:
+            raise WrongResult(f"{case.bar}: {case.title}: expected shape {entry.value.shape}, got {got.shape}")
+        allowed = np.broadcast_to(0.0 if entry.allowed is None else entry.allowed, got.shape)
+        error = abs(got.astype(np.float64) - entry.value)
+        if not (error <= allowed).all():
+            most, least = error.max(initial=0), allowed.max(initial=0)
+            raise WrongResult(f"{case.bar}: {case.title}: error {most:.3g}, largest allowed {least:.3g}")
+        share = np.divide(error, allowed, out=np.zeros(error.shape), where=allowed > 0)
+        worst = max(worst, float(share.max(initial=0)))
+    return worst
+
+
+# ---- running -------------------------------------------------------------------------------------------------------
+
+
+def dry_run(chosen: Iterable[Case]) -> list[dict[str, Any]]:
+    """Each case in the emulator, against the specification; a line for each."""
+    lines = []
+    for case in chosen:
+        call = case.make()
+        share = verify(case, call, case.run(call), operations()[case.operation].specification)
+        lines.append({"bar": case.bar, "title": case.title, "error": share})
+    return lines
+
+
+class Bench:
+    """A GPU with everything that is compared on it."""
+
+    def __init__(self) -> None:
+        import torch
+        import torchvision
+
+        self.cupy, self.torch = import_cupy(), torch
+        self.stopwatch = Stopwatch(self.cupy, torch)
+        self.versions = {module.__name__: module.__version__ for module in (self.cupy, torch, torchvision, np)}
+        cudnn: Any = torch.backends.cudnn
+        cudnn.benchmark = True
+        self.versions["cudnn"] = str(cudnn.version())
+        self.versions["device"] = torch.cuda.get_device_name()
+
+    def run(self, case: Case) -> dict[str, Any]:
+        """Check and time one case.
+
+        Raises:
+            WrongResult: our result is wrong.
+        """
+        call = case.make()
+        size = sum(leaf.nbytes for value in call.arrays.values() for leaf in leaves(value))
+        sets = [call.map(lambda _, a: self.cupy.asarray(a)) for _ in range(copies(size, self.stopwatch.cache))]
+        reference = peers.reference(case.operation, self.torch)
+        share = verify(case, call, case.run(sets[0]), reference)
+        with peers.without_tf32(self.torch):
+            theirs = {
+                name: [peers.launch(case.operation, name, given, self.torch) for given in sets]
+                for name in peers.LAYOUTS[case.operation]
+            }
+            compare = self.stopwatch.compare_waiting if case.waits else self.stopwatch.compare
+            ours = [partial(case.run, given) for given in sets]
+            timed = compare(ours, theirs)
+        self.cupy.get_default_memory_pool().free_all_blocks()
+        self.torch.cuda.empty_cache()
+        return {"bar": case.bar, "title": case.title, "error": share, **figures(timed)}
+
+
+def figures(timed: Comparison) -> dict[str, Any]:
+    """A comparison as the file has it: medians in microseconds, and the ratio's median and range over the rounds."""
+    ratios = timed.ratios
+    return {
+        "ours_us": statistics.median(timed.ours),
+        "peers_us": {name: statistics.median(values) for name, values in timed.peers.items()},
+        "ratio": statistics.median(ratios),
+        "low": min(ratios),
+        "high": max(ratios),
+    }
+
+
+# ---- the report ----------------------------------------------------------------------------------------------------
+
+
+def rows(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each bar: the geometric means of its cases' ratios."""
+    table = []
+    for name, bar in BARS.items():
+        mine = [line for line in lines if line["bar"] == name and "ratio" in line]
+        row: dict[str, Any] = {"title": bar.title, "least": bar.least, "aim": bar.aim, "cases": len(mine)}
+        if mine:
+            row.update({key: statistics.geometric_mean(line[key] for line in mine) for key in ("ratio", "low", "high")})
+        table.append(row)
+    return table
+
+
+def markdown(table: Sequence[dict[str, Any]]) -> str:
+    """The rows as a table; what wasn't measured says so."""
+    lines = ["| operation | at least | aim | measured: median (range over rounds) | cases |", "|---|---|---|---|---|"]
+    for row in table:
+        measured = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})" if "ratio" in row else "not measured"
+        lines.append(f"| {row['title']} | {row['least']:g} | {row['aim']:g} | {measured} | {row['cases']} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 1 if a case failed, after all others have run."""
+    parser = argparse.ArgumentParser(prog="python -m refnet.kernels.cuda.benchmark")
+    parser.add_argument("out", type=Path, help="the folder that receives benchmark.json and benchmark.md")
+    parser.add_argument("--dry-run", action="store_true", help="small cases in the emulator, no times")
+    parser.add_argument("--only", default="", help="cases whose row or title has this in it")
+    options = parser.parse_args(arguments)
+    bench = None if options.dry_run else Bench()
+    lines, failures = [], []
+    for case in cases(toy=options.dry_run):
+        if options.only not in f"{case.bar}: {case.title}":
+            continue
+        try:
+            lines += [bench.run(case)] if bench else dry_run([case])
+        except Exception:
+            failures.append({"bar": case.bar, "title": case.title, "error": traceback.format_exc()})
+            print(f"FAILED {case.bar}: {case.title}\n{failures[-1]['error']}", flush=True)
+    table = rows(lines)
+    document = {"versions": bench.versions if bench else {}, "rows": table, "cases": lines, "failures": failures}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "benchmark.json").write_text(json.dumps(document, indent=1) + "\n")
+    (options.out / "benchmark.md").write_text(markdown(table))
+    print(f"{len(lines)} cases right, {len(failures)} failed" if options.dry_run else markdown(table))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
