@@ -25,6 +25,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "frozen_batch_norm_affine": dense.frozen_batch_norm_affine,
     "max_pool2d_forward": pooling.max_pool2d_forward,
     "max_pool2d_grad": pooling.max_pool2d_grad,
+    "move_running_statistics": dense.move_running_statistics,
     "nms": nms.nms,
     "relu_forward": dense.relu_forward,
     "relu_grad": dense.relu_grad,
@@ -39,5 +40,6 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "roi_pool_grad": roi_pool.roi_pool_grad,
     "smooth_l1_forward": losses.smooth_l1_forward,
     "softmax_forward": losses.softmax_forward,
+    "sum_rows": dense.sum_rows,
     "upsample_add_forward": resize.upsample_add_forward,
 }

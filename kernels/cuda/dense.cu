@@ -148,6 +148,16 @@ __global__ void fold(int channels, T epsilon, const T* gamma, const T* beta, con
   shift[channel] = beta[channel] - folded * mean[channel];
 }
 
+// running = keep running + momentum statistic, of the mean and of the corrected variance
+template <class T>
+__global__ void move_statistics(int channels, T keep, T momentum, T correction, const T* mean, const T* variance,
+                                T* running_mean, T* running_variance) {
+  const int channel = blockIdx.x * blockDim.x + threadIdx.x;
+  if (channel >= channels) return;
+  running_mean[channel] = running_mean[channel] * keep + momentum * mean[channel];
+  running_variance[channel] = running_variance[channel] * keep + momentum * (variance[channel] * correction);
+}
+
 // Sums over the rows, in two launches. The first writes a block's share,
 //
 //     shares[block] = (sum (a - p) (b - q), sum (a - p))    p, q: `centre`, or 0

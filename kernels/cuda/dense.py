@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refnet.arrays import Array, namespace
-from refnet.errors import ShapeError
+from refnet.errors import ArgumentError, ShapeError
 from refnet.kernels.cuda.program import Program, blocks, ready
 from refnet.kernels.cuda.vectors import THREADS, TYPES, block_of, check_count, check_floats, check_shape, width
 
@@ -27,6 +27,7 @@ PROGRAM = Program(
         for name in (
             *(f"{kernel}<refnet::{f}, {T}>" for kernel, functions in OPERATIONS.items() for f in functions),
             f"fold<{T}>",
+            f"move_statistics<{T}>",
             f"channel_sums<{T}, {THREADS}>",
             *(f"{kernel}<{T}>" for kernel in FINISHING),
         )
@@ -106,10 +107,7 @@ def frozen_batch_norm_affine(
 ) -> tuple[Array, Array]:
     """See :func:`refnet.ops.frozen_batch_norm_affine`. One launch instead of six for a handful of numbers."""
     what = "frozen_batch_norm_affine"
-    check_floats(what, gamma=gamma, beta=beta, mean=mean, variance=variance)
-    for name, array in (("beta", beta), ("mean", mean), ("variance", variance)):
-        check_shape(f"{what}: {name}", array, gamma.shape)
-    check_count(f"{what}: channels", gamma.size)
+    _check_alike(what, gamma=gamma, beta=beta, mean=mean, variance=variance)
     xp = namespace(gamma, beta, mean, variance)
     scale, shift = xp.empty(gamma.shape, gamma.dtype), xp.empty(gamma.shape, gamma.dtype)
     inputs = (ready(array) for array in (gamma, beta, mean, variance))
@@ -117,6 +115,38 @@ def frozen_batch_norm_affine(
     name = f"refnet::fold<{TYPES[gamma.dtype]}>"
     PROGRAM.launch(xp, name, (blocks(gamma.size, THREADS),), (THREADS,), arguments, outputs=(6, 7))
     return scale, shift
+
+
+def move_running_statistics(
+    running_mean: Array,
+    running_variance: Array,
+    mean: Array,
+    variance: Array,
+    *,
+    momentum: float,
+    correction: float,
+) -> None:
+    """See :func:`refnet.ops.move_running_statistics`. One launch instead of seven.
+
+    Raises:
+        ArgumentError: the averages aren't contiguous.
+    """
+    what = "move_running_statistics"
+    arrays = {"running_mean": running_mean, "running_variance": running_variance, "mean": mean, "variance": variance}
+    _check_alike(what, **arrays)
+    if not (running_mean.flags.c_contiguous and running_variance.flags.c_contiguous):
+        raise ArgumentError(f"{what}: the running averages, which are written to, must be contiguous")
+    xp, T = namespace(*arrays.values()), mean.dtype.type
+    factors = (T(1 - momentum), T(momentum), T(correction))
+    arguments = (np.int32(mean.size), *factors, ready(mean), ready(variance), running_mean, running_variance)
+    name = f"refnet::move_statistics<{TYPES[mean.dtype]}>"
+    PROGRAM.launch(xp, name, (blocks(mean.size, THREADS),), (THREADS,), arguments)
+
+
+def sum_rows(g: Array) -> Array:
+    """See :func:`refnet.ops.sum_rows`. Two launches: the blocks' sums, then their sum."""
+    _check_channels("sum_rows", g)
+    return _finish_sums(_sums(g, g), g, divisor=1)[1]
 
 
 def batch_norm_forward(x: Array, gamma: Array, beta: Array, *, epsilon: float) -> tuple[Array, Array, Array]:
@@ -202,6 +232,15 @@ def _finish(kernel: str, shares: Array, inputs: tuple[Any, ...], outputs: tuple[
 
 def _rows(x: Array) -> int:
     return math.prod(x.shape[:-1])
+
+
+def _check_alike(what: str, **arrays: Array) -> None:
+    """Check that all arrays have the shape and type of the first, and are no longer than an int counts."""
+    check_floats(what, **arrays)
+    shape = next(iter(arrays.values())).shape
+    for name, array in arrays.items():
+        check_shape(f"{what}: {name}", array, shape)
+    check_count(f"{what}: channels", math.prod(shape))
 
 
 def _check_channels(what: str, x: Array, **constants: Array) -> None:

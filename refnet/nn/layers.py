@@ -13,7 +13,7 @@ from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, ShapeError
 from refnet.nn.init import Initializer, kaiming_normal, zeros
 from refnet.nn.module import DType, Module, Parameter
-from refnet.ops.batch_norm import batch_norm, frozen_batch_norm
+from refnet.ops.batch_norm import batch_norm, frozen_batch_norm, move_running_statistics
 from refnet.ops.conv2d import PaddingLike, Pair, as_pair, conv2d
 from refnet.ops.conv_transpose2d import conv_transpose2d
 from refnet.ops.linear import linear
@@ -191,11 +191,12 @@ class BatchNorm2d(Module):
         if self.variance != "biased" and count == 1:
             raise ShapeError(f"BatchNorm2d: a single value has no unbiased variance, got x of shape {x.shape}")
         y, mean, variance = batch_norm(x, self.weight, self.bias, epsilon=self.epsilon)
+        correction = 1.0
         if self.variance != "biased":
-            variance = variance * (count / (count - 1 - (self.epsilon if self.variance == "keras" else 0)))
-        for running, statistic in ((self.running_mean, mean), (self.running_variance, variance)):
-            running *= 1 - self.momentum
-            running += self.momentum * statistic
+            correction = count / (count - 1 - (self.epsilon if self.variance == "keras" else 0))
+        move_running_statistics(
+            self.running_mean, self.running_variance, mean, variance, momentum=self.momentum, correction=correction
+        )
         return y
 
 

@@ -23,6 +23,7 @@ from refnet.ops.batch_norm import (
     batch_norm_grad,
     frozen_batch_norm,
     frozen_batch_norm_affine,
+    move_running_statistics,
 )
 from refnet.ops.binary_cross_entropy import binary_cross_entropy_forward, binary_cross_entropy_with_logits
 from refnet.ops.conv2d import (
@@ -43,7 +44,7 @@ from refnet.ops.crop_and_resize import (
 from refnet.ops.cross_entropy import cross_entropy, cross_entropy_forward
 from refnet.ops.dropout import dropout
 from refnet.ops.elementwise import absolute, clip, exp, log, maximum, minimum, power, sqrt
-from refnet.ops.linear import linear, matmul
+from refnet.ops.linear import linear, matmul, sum_rows
 from refnet.ops.nms import batched_nms, batched_nms_padded, nms
 from refnet.ops.pooling import avg_pool2d, max_pool2d, max_pool2d_forward, max_pool2d_grad
 from refnet.ops.reductions import max, mean, sum
@@ -108,6 +109,7 @@ __all__ = [
     "maximum",
     "mean",
     "minimum",
+    "move_running_statistics",
     "nms",
     "pad",
     "power",
@@ -137,6 +139,7 @@ __all__ = [
     "sqrt",
     "stack",
     "sum",
+    "sum_rows",
     "take",
     "transpose",
     "upsample_add",

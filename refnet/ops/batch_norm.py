@@ -92,6 +92,26 @@ def frozen_batch_norm_affine(
     return scale, beta - scale * mean
 
 
+@kernel_op
+def move_running_statistics(
+    running_mean: Float[Array, " C"],
+    running_variance: Float[Array, " C"],
+    mean: Float[Array, " C"],
+    variance: Float[Array, " C"],
+    *,
+    momentum: float,
+    correction: float,
+) -> None:
+    """Move the running averages r towards a batch's statistics s, in place: r <- (1 - momentum) r + momentum s.
+
+    Args:
+        correction: what the variance is multiplied by first.
+    """
+    for running, statistic in ((running_mean, mean), (running_variance, variance * correction)):
+        running *= 1 - momentum
+        running += momentum * statistic
+
+
 class BatchNorm(Function):
     """batch_norm_forward and its three gradients; `mean` and `variance` are what it normalised by."""
 

@@ -5,9 +5,13 @@
 
 import math
 
-from refnet.arrays import Array, namespace
+import numpy as np
+from jaxtyping import Float
+
+from refnet.arrays import Array
 from refnet.autograd import Function, Gradients, Tensor
 from refnet.errors import ShapeError
+from refnet.kernel_op import kernel_op
 
 
 class Linear(Function):
@@ -32,13 +36,14 @@ class Linear(Function):
         return tuple(grads)
 
 
-def sum_rows(g: Array) -> Array:
+@kernel_op
+def sum_rows(g: Float[Array, "*B C"]) -> Float[Array, " C"]:
     """The sum over all axes but the last: the gradient of a bias.
 
     It is a product with ones, which reads memory as fast as it can; ``sum(axis=0)`` walks from row to row.
     """
     rows = g.reshape(math.prod(g.shape[:-1]), g.shape[-1])
-    total: Array = namespace(g).ones(len(rows), g.dtype) @ rows
+    total: Array = np.ones(len(rows), g.dtype) @ rows
     return total
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
-from refnet.errors import DTypeError, ShapeError
+from refnet import ops
+from refnet.errors import ArgumentError, DTypeError, ShapeError
 from refnet.kernels.cuda import KERNELS, vectors
 from refnet.kernels.emulator import available
 from refnet.testing.strategies.geometry import seeds
@@ -25,6 +26,7 @@ from tests.kernels.cuda.comparison import (
     layouts,
     misaligned,
     schedules,
+    strided,
 )
 
 pytestmark = pytest.mark.skipif(not available(), reason="the emulator needs g++")
@@ -93,6 +95,24 @@ def test_frozen_statistics_become_an_affine_map(channels, seed, dtype):
     assert_same("frozen_batch_norm_affine", gamma, beta, mean, abs(variance), epsilon=1e-3)
 
 
+@given(channels=st.integers(0, 300), seed=seeds, dtype=dtypes)
+def test_running_statistics_move_in_place(channels, seed, dtype):
+    rng = np.random.default_rng(seed)
+    running, found = ([normal(np.random.default_rng(seed), (channels,), dtype) for _ in range(2)] for _ in range(2))
+    batch = [normal(rng, (channels,), dtype) for _ in range(2)]
+    factors = {"momentum": 0.1, "correction": 8 / 7}
+    ops.move_running_statistics.specification(*running, *batch, **factors)
+    assert emulated("move_running_statistics", *found, *(strided(b) for b in batch), in_place=2, **factors) == (None,)
+    for actual, expected in zip(found, running, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_running_statistics_are_written_where_they_lie():
+    row = np.ones(3, np.float32)
+    with pytest.raises(ArgumentError, match="the running averages, which are written to, must be contiguous"):
+        KERNELS["move_running_statistics"](strided(row), row, row, row, momentum=0.1, correction=1.0)
+
+
 def test_vectors_where_channels_and_addresses_allow_them():
     x = np.zeros((4, 8), np.float32)
     assert vectors.width(8, x) == 4
@@ -118,6 +138,15 @@ def test_affine_gradients_of_parameters(shape, seed, dtype, layout, schedule):
     unit = 6 * UNIT[dtype] + (x.size // shape[-1] + 8) * U64
     for actual, expected, size in zip(found, exact("affine_grad_parameters", g, x), sizes, strict=True):
         assert_within(actual, expected, unit * size, dtype)
+
+
+@given(shape=shapes(), seed=seeds, dtype=dtypes, layout=layouts, schedule=schedules)
+def test_sums_of_rows(shape, seed, dtype, layout, schedule):
+    """Three sums and the result are rounded in the type of g."""
+    g = layout(normal(np.random.default_rng(seed), shape, dtype))
+    (total,) = emulated("sum_rows", g, schedule=schedule)
+    unit = 4 * UNIT[dtype] + (g.size // shape[-1] + 8) * U64
+    assert_within(total, exact("sum_rows", g)[0], unit * exact("sum_rows", abs(g))[0], dtype)
 
 
 @given(shape=shapes(), seed=seeds, dtype=dtypes, layout=layouts, schedule=schedules, far=st.sampled_from([0, 30]))
@@ -231,6 +260,7 @@ def test_nothing_in_nothing_out(shape):
     assert_same("affine_forward", x, row, row)
     assert_same("affine_grad_input", x, row)
     assert_same("affine_grad_parameters", x, x)
+    assert_same("sum_rows", x)
 
 
 X, ROW = np.ones((2, 3), np.float32), np.ones(3, np.float32)
@@ -247,6 +277,7 @@ X, ROW = np.ones((2, 3), np.float32), np.ones(3, np.float32)
         ("batch_norm_forward", (X, ROW, np.ones(3))),
         ("batch_norm_grad", (X.astype(np.float64), X, ROW, ROW, ROW)),
         ("frozen_batch_norm_affine", (ROW, ROW, ROW, np.ones(3))),
+        ("sum_rows", (X.astype(int),)),
     ],
 )
 def test_one_floating_point_type(name, arrays):
@@ -268,6 +299,7 @@ def test_one_floating_point_type(name, arrays):
         ("batch_norm_grad", (X[:1], X, ROW, ROW, ROW)),
         ("batch_norm_grad", (X[:0], X[:0], ROW, ROW, ROW)),
         ("frozen_batch_norm_affine", (ROW, ROW, ROW[:1], ROW)),
+        ("sum_rows", (np.ones((), np.float32),)),
     ],
 )
 def test_shapes_that_do_not_fit(name, arrays):
