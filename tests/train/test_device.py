@@ -1,0 +1,344 @@
+"""The whole network on a device that isn't there: arrays of the stand-in for CuPy, and the CUDA kernels emulated.
+
+What is held against the CPU: losses, every gradient, the parameters behind a step, proposals and samples, detections.
+And how often the host waits, which on a GPU would cost more than most kernels.
+
+Tolerances. The CPU and the device evaluate one expression in float32, and add in different orders. How far rounding
+can take a result is measured: r is the pass in float64, r_k the same from weights of which each is changed by one unit
+of float32's last place, up or down at random, as any evaluation in float32 may have rounded it; with the CPU's own pass
+a, E = max(|a - r|, |r_1 - r|, |r_2 - r|, |r_3 - r|), the largest over the elements of a tensor. The device's rounding is
+another draw of that kind. It may be four times as large as the worst of these four; a kernel that computes something
+else is off by a thousand times as much.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import refnet.kernels
+import refnet.rcnn.model
+from refnet.arrays import device_of, to_host
+from refnet.cli import main
+from refnet.data import Sample
+from refnet.errors import DeviceError, KernelError
+from refnet.kernel_op import operations
+from refnet.kernels.cuda import KERNELS
+from refnet.kernels.emulator import available, running, standin
+from refnet.nn import NonFiniteError, Optimizer
+from refnet.rcnn.losses import Losses
+from refnet.rcnn.model import MaskRCNN
+from refnet.rcnn.presets import PRESETS
+from refnet.rcnn.structures import Rois
+from refnet.train import Checkpoint, TrainConfig, load_newest, read_metrics, train
+from refnet.train.step import make_optimizer, start_step, train_step
+from tests.rcnn.small import scene, shrink
+from tests.train.tiny import FLAGS, tiny_run
+
+pytestmark = [
+    pytest.mark.skipif(not available(), reason="g++ isn't installed: CUDA kernels aren't emulated"),
+    pytest.mark.usefixtures("unannotated", "gpu"),
+]
+
+NETWORKS = ("shapes", "torchvision_keypoints", "matterport_faithful")
+SETTINGS = TrainConfig(optimizer="sgd", lr=0.02, weight_decay=1e-2, clip_norm=5.0)
+SMALLER = (
+    *("--shapes.image-size", "32", "--shapes.margin", "8", "--shapes.min-half-size", "4"),
+    *("--shapes.max-half-size", "8", "--val-count", "1"),
+)
+JITTERS = 3
+LAST_PLACE = 2.0**-23  # of float32
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The stand-in in CuPy's place, and refnet's kernels for both devices."""
+    monkeypatch.setitem(sys.modules, "cupy", standin)
+    refnet.kernels.install()
+
+    yield
+    refnet.kernels.uninstall()
+
+
+def network(name: str, *, dtype: Any = np.float32, device: str = "cpu", jitter: int | None = None) -> MaskRCNN:
+    """A small network of a preset; with `jitter`, the seed, each weight is changed by a unit of its last place."""
+    model = MaskRCNN(shrink(PRESETS[name](3)), rng=np.random.default_rng(0), dtype=dtype)
+    if jitter is not None:
+        rng = np.random.default_rng(jitter)
+        for parameter in model.parameters().values():
+            parameter.data *= 1 + LAST_PLACE * rng.choice([-1, 1], parameter.shape)
+    model.to(device)
+    return model
+
+
+def batch(model: MaskRCNN) -> list[Sample]:
+    scenes = [scene(60, 70, channels=model.config.input.channels, seed=seed) for seed in (1, 2)]
+    return [Sample(image=image.astype(np.uint8), truth=truth, image_id=0, file_name="") for image, truth in scenes]
+
+
+class Pass:
+    """One training step from the same weights: losses, gradients, the regions, and the parameters behind it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, **variant: Any) -> None:
+        model = network(name, **variant)
+        optimizer = make_optimizer(model.parameters(), SETTINGS)
+        held: list[Rois] = []
+        choose = refnet.rcnn.model.choose_rois
+        with monkeypatch.context() as patch:
+            patch.setattr(refnet.rcnn.model, "choose_rois", lambda *args: held.append(choose(*args)) or held[-1])
+            with standin.counting() as self.counts:
+                step = start_step(model, optimizer, batch(model), SETTINGS, step=0, lr=0.02)
+        self.rois = held[0]
+        self.losses = {n: np.array(v) for n, v in step.values().items()} | {"rois": self.rois.boxes}
+        parameters = model.parameters()
+        self.gradients = {n: to_host(p.grad) for n, p in parameters.items() if p.grad is not None}
+        self.parameters = {n: to_host(p.data) for n, p in parameters.items()}
+        self.devices = {device_of((a,)) for a in (*model.state().values(), *optimizer.state().values())}
+
+
+Values = dict[str, np.ndarray]
+
+
+def within_rounding(found: Values, exact: Values, rounded: Sequence[Values]) -> None:
+    """Assert the bound at the head of this file: `rounded` are a, r_1, ..., `exact` is r."""
+    assert list(found) == list(exact)
+    for name, value in exact.items():
+        worst = max(abs(other[name] - value).max(initial=0.0) for other in rounded)
+        least = LAST_PLACE * abs(value).max(initial=0.0)
+        assert abs(found[name] - value).max(initial=0.0) <= 4 * max(worst, least), name
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_is_the_cpus_and_the_host_waits_once(
+    monkeypatch: pytest.MonkeyPatch, record_property: Any, name: str
+) -> None:
+    found, exact, cpu = (
+        Pass(monkeypatch, name, device="cuda"),
+        Pass(monkeypatch, name, dtype=np.float64),
+        Pass(monkeypatch, name),
+    )
+    for field in ("images", "classes", "sources", "foreground", "masks", "keypoints"):
+        ours, theirs = getattr(found.rois, field), getattr(cpu.rois, field)
+        np.testing.assert_array_equal(ours, theirs, err_msg=field)
+    rounded = [cpu, *(Pass(monkeypatch, name, dtype=np.float64, jitter=k) for k in range(JITTERS))]
+    for what in ("losses", "gradients", "parameters"):
+        within_rounding(getattr(found, what), getattr(exact, what), [getattr(other, what) for other in rounded])
+    assert found.devices == {"cuda"}
+
+    assert found.counts.synchronizations == 1, found.counts.places
+    assert found.counts.places[0].startswith("proposals.py:")
+    for what in ("uploads", "operations"):
+        record_property(what, getattr(found.counts, what))
+    record_property("launches", sum(found.counts.launches.values()))
+    assert found.counts.uploads < 100  # images, anchors, targets, indices
+
+
+def test_a_step_keeps_to_what_kernels_may_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same under the checker: bounds, initialisation, races and barriers of every kernel of the step."""
+    with running(mode="check", seed=3):
+        checked = Pass(monkeypatch, "shapes", device="cuda")
+    cpu = Pass(monkeypatch, "shapes")
+    for name, value in cpu.losses.items():
+        np.testing.assert_allclose(checked.losses[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_what_makes_the_host_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = refnet.rcnn.model.rpn_losses
+
+    def curious(*args: Any) -> Any:
+        found = losses(*args)
+        assert found[0].item() > 0
+        return found
+
+    monkeypatch.setattr(refnet.rcnn.model, "rpn_losses", curious)
+    counts = Pass(monkeypatch, "shapes", device="cuda").counts
+    assert counts.synchronizations == 2
+    assert counts.places[1].startswith("autograd.py:")
+
+
+def test_an_array_that_goes_over_the_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = refnet.rcnn.model.pool_rois
+    monkeypatch.setattr(
+        refnet.rcnn.model, "pool_rois", lambda pyramid, *rest: pool([p * np.asarray(p.data) for p in pyramid], *rest)
+    )
+    with pytest.raises(TypeError, match="Implicit conversion to a NumPy array is not allowed"):
+        Pass(monkeypatch, "shapes", device="cuda")
+
+
+@pytest.mark.parametrize("name", ["conv2d_grad_weight", "batched_nms_padded", "max_pool2d_grad"])
+def test_a_missing_kernel_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    operations()[name].unregister("cuda")
+    with pytest.raises(KernelError, match=f"{name}: no kernel for arrays on 'cuda'"):
+        Pass(monkeypatch, "shapes", device="cuda")
+
+
+def test_every_operation_has_a_kernel() -> None:
+    assert set(operations()) - set(KERNELS) == set()
+
+
+class BrokenModel(MaskRCNN):
+    """The same network, whose losses are multiplied by `factor` in step number `broken`, and its gradient if `deep`."""
+
+    def __init__(self, model: MaskRCNN, *, broken: int, deep: bool) -> None:
+        vars(self).update(vars(model))
+        self._broken, self._deep, self._steps = broken, deep, 0
+
+    def losses(self, *args: Any, **kwargs: Any) -> Losses:
+        found = super().losses(*args, **kwargs)
+        self._steps += 1
+        if self._steps != self._broken:
+            return found
+        if self._deep:  # a loss that is finite while its gradient is not
+            return replace(found, total=found.total + (found.class_ * 0.0) ** 0.5)
+        return replace(found, box=found.box * np.nan, total=found.total + found.box * np.nan)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("deep", "message"),
+    [
+        (False, "step 1: box_loss must be finite, got nan; all parameters are finite"),
+        (True, r"step 1: the losses are finite, but .*gradient of backbone"),
+    ],
+)
+def test_a_step_that_is_not_finite_changes_nothing_and_is_named(deep: bool, message: str, optimizer: str) -> None:
+    model = BrokenModel(network("shapes", device="cuda"), broken=1, deep=deep)
+    settings = replace(SETTINGS, optimizer=optimizer)
+    moving: Optimizer = make_optimizer(model.parameters(), settings)
+    arrays = {name: parameter.data for name, parameter in model.parameters().items()}
+    arrays |= {name: array for name, array in moving.state().items() if not name.endswith(".steps")}
+    before = {name: to_host(array).copy() for name, array in arrays.items()}
+    with standin.counting() as counts:
+        step = start_step(model, moving, batch(model), settings, step=0, lr=0.1)
+    assert counts.synchronizations == 1
+    with pytest.raises(NonFiniteError, match=message):
+        step.values()
+    for name, array in before.items():
+        np.testing.assert_array_equal(to_host(arrays[name]), array, err_msg=name)
+    train_step(model, moving, batch(model), settings, step=1, lr=0.1)
+    assert not np.array_equal(to_host(arrays["rpn.deltas.weight"]), before["rpn.deltas.weight"])
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    return read_metrics(out / "metrics.jsonl")
+
+
+def test_a_run_waits_once_a_step_and_goes_on_on_either_device(tmp_path: Path) -> None:
+    def run(device: str, out: str, *, steps: int, resume: bool = False) -> Checkpoint:
+        config = tiny_run(steps=steps, checkpoint_every=100, schedule="constant", device=device)
+        train(config, config.data.training(3), tmp_path / out, progress=False, resume=resume)
+        return load_newest(tmp_path / out / "checkpoints")[1]
+
+    with standin.counting() as counts:
+        begun = run("cuda", "begun", steps=2)
+    # the values of the last step are waited for; so is each array of the checkpoint
+    assert counts.synchronizations == 2 + 1 + len(begun.model) + len(begun.optimizer)
+    assert [line["step"] for line in lines(tmp_path / "begun")] == [1, 2]
+    run("cpu", "cpu", steps=1)
+    assert list(lines(tmp_path / "cpu")[0]) == list(lines(tmp_path / "begun")[0])
+    assert lines(tmp_path / "begun")[0]["loss"] == pytest.approx(lines(tmp_path / "cpu")[0]["loss"], rel=1e-5)
+
+    ends = []
+    for device in ("cpu", "cuda"):
+        shutil.copytree(tmp_path / "begun", tmp_path / f"on {device}")
+        ends.append(run(device, f"on {device}", steps=3, resume=True))
+    third = [lines(tmp_path / f"on {device}")[2]["loss"] for device in ("cpu", "cuda")]
+    assert third[0] == pytest.approx(third[1], rel=1e-5)
+    for ours, theirs in zip((ends[0].model, ends[0].optimizer), (ends[1].model, ends[1].optimizer), strict=True):
+        assert list(ours) == list(theirs)
+        for name, array in ours.items():
+            np.testing.assert_allclose(array, theirs[name], atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_detections_are_the_cpus_and_the_host_waits_three_times(name: str) -> None:
+    images = [sample.image for sample in batch(network(name))]
+
+    def detect(**variant: Any) -> list[Values]:
+        found = network(name, **variant).detect(images)
+        fields = ("classes", "boxes", "scores", "masks", "keypoints", "keypoint_scores")
+        return [{f: v for f in fields if (v := getattr(entry, f)) is not None} for entry in found]
+
+    with standin.counting() as counts:
+        found = detect(device="cuda")
+    assert counts.synchronizations == 3, counts.places
+    exact = detect(dtype=np.float64)
+    rounded = [detect(), *(detect(dtype=np.float64, jitter=k) for k in range(JITTERS))]
+    for index, entry in enumerate(found):
+        assert len(entry["classes"]) > 0
+        if entry.get("masks", np.zeros(0)).dtype == bool:
+            differing = entry.pop("masks") != exact[index].pop("masks")
+            assert differing.mean() < 1e-3  # but for pixels on the very threshold
+        within_rounding(entry, exact[index], [other[index] for other in rounded])
+
+
+def test_weights_load_on_the_device_and_come_back() -> None:
+    model, there = network("shapes"), network("shapes", device="cuda")
+    state = {name: array + 1 for name, array in model.state().items()}
+    with standin.counting() as counts:
+        there.load_state(state)
+    assert counts.synchronizations == 0
+    assert {device_of((array,)) for array in there.state().values()} == {"cuda"}
+    there.to("cpu")
+    for name, array in there.state().items():
+        np.testing.assert_array_equal(array, state[name])
+
+
+def test_a_network_moves_only_where_arrays_can_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "cupy")
+    with pytest.raises(DeviceError, match="nobody has imported it"):
+        network("shapes", device="cuda")
+
+
+class TestCommands:
+    """In this process, where the stand-in is what ``import cupy`` finds."""
+
+    def test_train_eval_and_predict(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run, image = tmp_path / "run", tmp_path / "image.png"
+        train_it = ["train", "shapes", *FLAGS, *SMALLER, "--steps", "1", "--out", str(run)]
+        assert main([*train_it, "--device", "cuda"]) == 0
+        assert 'device = "cuda"' in (run / "config.toml").read_text()
+        assert (run / "report.html").exists()
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(image)
+        results: dict[str, list[Any]] = {"cpu": [], "cuda": []}
+        for device, found in results.items():
+            out = tmp_path / device
+            assert main(["eval", str(run), "--device", device, "--out", str(out / "results.json")]) == 0
+            assert main(["predict", str(run), str(image), "--device", device, "--out", str(out)]) == 0
+            found.append(json.loads((out / "results.json").read_text())["box"])
+            found.append([[*row["bbox"], row["score"]] for row in json.loads((out / "detections.json").read_text())])
+        assert results["cuda"][0] == results["cpu"][0]
+        np.testing.assert_allclose(results["cuda"][1], results["cpu"][1], atol=2e-3)
+        assert main([*train_it, "--resume", "--steps", "2", "--device", "cpu"]) == 0
+        assert "error" not in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("count", "message"), [(None, "which isn't installed; pip install"), (0, "expected a GPU, CuPy finds none")]
+    )
+    def test_what_is_missing_is_named(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+        count: Any,
+        message: str,
+    ) -> None:
+        if count is None:
+            monkeypatch.setitem(sys.modules, "cupy", None)  # as if it weren't installed
+        else:
+            monkeypatch.setattr(standin.cuda.runtime, "getDeviceCount", lambda: count)
+        arguments = ["train", "shapes", *FLAGS, "--device", "cuda", "--out", str(tmp_path / "run")]
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+    def test_the_specification_does_not_run_on_a_gpu(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["train", "shapes", "--device", "cuda", "--kernels", "specification"]) == 2
+        assert "kernels must be tuned on a GPU" in capsys.readouterr().err
