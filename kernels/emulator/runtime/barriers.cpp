@@ -25,8 +25,8 @@ extern "C" int emu_block_barrier(int line, emu_vote_kind kind, int vote) {
   } else if (w.barrier_line != line || w.vote_kind != kind) {
     const Fiber& other = *w.at_barrier[0];
     const uint3& t = other.index;
-    fault("synccheck", "a __syncthreads at " PLACE ", while thread (%u,%u,%u) waits at another, " PLACE, place, t.x, t.y,
-          t.z, other.waits_at);
+    fault("synccheck", "a __syncthreads at " PLACE ", while thread (%u,%u,%u) waits at another, " PLACE, place, t.x,
+          t.y, t.z, other.waits_at);
   }
   w.votes = kind == emu_or ? w.votes | vote : kind == emu_and ? w.votes & vote : w.votes + vote;
   if (w.at_barrier.size() + 1 == w.threads) {

@@ -12,9 +12,9 @@ struct uint3 {
 
 // One parameter of a kernel as its C++ type has it.
 struct emu_parameter {
-  char kind;     // b bool, i signed, u unsigned, f floating point, V anything else
-  char pointer;  // 0 a value, 'p' a pointer to what `kind` says, 'c' a pointer to const
-  unsigned size; // of the value, or of what the pointer points to
+  char kind;      // b bool, i signed, u unsigned, f floating point, V anything else
+  char pointer;   // 0 a value, 'p' a pointer to what `kind` says, 'c' a pointer to const
+  unsigned size;  // of the value, or of what the pointer points to
 };
 
 // One instantiation of a kernel, exported by its shared object.
@@ -23,7 +23,7 @@ struct emu_kernel {
   void* (*shared_anchor)();        // an address within the calling OS thread's static shared memory
   const emu_parameter* parameters;
   unsigned parameter_count;
-  unsigned char shared_grain[2];   // the checker's: log2 of the narrowest access to static and dynamic shared memory
+  unsigned char shared_grain[2];  // the checker's: log2 of the narrowest access to static and dynamic shared memory
 };
 
 // What the lanes of a warp do together; all lanes of one mask must do the same.
@@ -46,9 +46,9 @@ void emu_warp_sync(unsigned mask);
 // Gives `value` to the other lanes; returns 32 entries of `size` bytes (at most 64), of which only those of lanes in
 // `mask` mean anything, valid until this lane's next collective.
 const void* emu_gather(emu_collective kind, unsigned mask, const void* value, unsigned size);
-void emu_absent_lane(unsigned mask, int lane);  // faults: a lane outside the mask is read
+void emu_absent_lane(unsigned mask, int lane);         // faults: a lane outside the mask is read
 unsigned emu_existing_lanes() __attribute__((const));  // fewer than 32 in the last warp of some blocks
-unsigned emu_active_mask();                             // of which some may have ended
+unsigned emu_active_mask();                            // of which some may have ended
 void emu_yield();
 [[noreturn]] void emu_trap();
 

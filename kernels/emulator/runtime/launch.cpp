@@ -42,23 +42,34 @@ size_t first_dynamic(const Launch& launch) { return (launch.static_shared + 1023
 
 void fiber_body();
 
+// The index of the thread after this one.
+void step(uint3& index, const uint3& extent) {
+  if (++index.x < extent.x) return;
+  index.x = 0;
+  if (++index.y < extent.y) return;
+  index.y = 0;
+  index.z++;
+}
+
 // Make `fiber` the next thread of the block that hasn't started.
 void become_next_thread(Fiber& fiber) {
   Worker& w = *worker;
-  unsigned thread = w.order.empty() ? w.started : w.order[w.started];
-  w.started++;
+  unsigned thread = w.started++;
   const uint3& extent = w.launch->block;
+  if (w.order.empty()) {
+    fiber.index = w.next_index;
+    step(w.next_index, extent);
+  } else {
+    thread = w.order[thread];
+    fiber.index = {thread % extent.x, thread / extent.x % extent.y, thread / extent.x / extent.y};
+  }
   fiber.thread = thread;
   fiber.warp = thread / warp_size;
   fiber.lane = thread % warp_size;
-  fiber.index = {thread % extent.x, thread / extent.x % extent.y, thread / extent.x / extent.y};
   fiber.atomics_since_wait = 0;
   fiber.accesses = 0;
   fiber.proxy_fences = 0;
-  fiber.copies.clear();
   fiber.copy_groups = 0;
-  fiber.sums.clear();
-  fiber.products.clear();
   fiber.products_issued = 0;
   fiber.product_groups = 0;
   fiber.sums_fenced = false;
@@ -82,6 +93,9 @@ Fiber* idle_fiber() {
   if (fiber->launch != w.launch->number) {
     reset_stack(*fiber, fiber_body, w.fibers.size() + (uintptr_t)fiber / 64);
     fiber->launch = w.launch->number;
+    fiber->copies.clear();  // a fault may have left some
+    fiber->sums.clear();
+    fiber->products.clear();
   }
   return fiber;
 }
@@ -127,12 +141,13 @@ void exit_thread(Fiber& fiber) {
   Warp& warp = w.warps[fiber.warp];
   warp.exited |= 1u << fiber.lane;
   warp.fibers[fiber.lane] = nullptr;
-  for (unsigned lane = 0; lane < warp_size; lane++)
-    if (warp.arrived >> lane & 1 && warp.masks[lane] >> fiber.lane & 1) {
-      const Fiber& other = *warp.fibers[lane];
+  for (unsigned waiting = warp.arrived; waiting; waiting &= waiting - 1) {
+    unsigned lane = __builtin_ctz(waiting);
+    const Fiber& other = *warp.fibers[lane];
+    if (warp.masks[lane] >> fiber.lane & 1)
       fault("synccheck", "lane %u ends, but lane %u waits for it in %s at " PLACE, fiber.lane, lane, other.waits_for,
             other.waits_at);
-    }
+  }
   w.live--;
   if (!w.at_barrier.empty() && w.at_barrier.size() == w.live) {
     const Fiber& other = *w.at_barrier[0];
@@ -148,7 +163,12 @@ void fiber_body() {
     Fiber* fiber = worker->running;
     worker->launch->kernel->call(worker->launch->arguments);
     exit_thread(*fiber);
-    worker->idle.push_back(fiber);
+    Worker& w = *worker;
+    if (w.started < w.threads && w.ready.empty() && !failed()) {  // as run_next would, after a detour
+      become_next_thread(*fiber);
+      continue;
+    }
+    w.idle.push_back(fiber);
     run_next();
   }
 }
@@ -198,6 +218,7 @@ void run_block(long block) {
                    (unsigned)(block / grid.x / grid.y)};
   w.threads = w.live = launch.block.x * launch.block.y * launch.block.z;
   w.started = 0;
+  w.next_index = {0, 0, 0};
   w.ready.clear();
   w.first_ready = 0;
   w.at_barrier.clear();
@@ -309,15 +330,14 @@ emu_size emu_shared_address(const void* pointer) {
   const char* p = (const char*)pointer;
   if (p >= worker->dynamic_shared && p <= worker->dynamic_shared + launch.dynamic_shared)
     return first_dynamic(launch) + (p - worker->dynamic_shared);
-  if (p >= worker->static_shared && p <= worker->static_shared + launch.static_shared)
-    return p - worker->static_shared;
+  if (p >= worker->static_shared && p <= worker->static_shared + launch.static_shared) return p - worker->static_shared;
   fault("memcheck", "%p isn't in shared memory, at " PLACE, pointer, CALLER);
 }
 
 // What the loader knows of the shared object that holds a kernel.
 struct EmuModule {
-  uint64_t low, high;            // its image in memory: code and constants
-  uint64_t static_shared;        // bytes
+  uint64_t low, high;      // its image in memory: code and constants
+  uint64_t static_shared;  // bytes
   int64_t anchor_offset;
 };
 

@@ -75,8 +75,9 @@ void begin_metrics() {
 
 void count_access(const void* address, size_t size, Access access, bool shared, const void* place) {
   if (access == Access::async_write) return;  // the copy's arrival; its issue is counted by what it reads
-  unsigned kind = (shared ? shared_load : global_load) +
-                  (access == Access::read ? 0 : access == Access::atomic ? 2 : 1);
+  unsigned kind = (shared ? shared_load : global_load) + (access == Access::read     ? 0
+                                                          : access == Access::atomic ? 2
+                                                                                     : 1);
   Where where{(uint64_t)place, kind};
   const Fiber& fiber = *worker->running;
   unsigned visit = visits[{where, fiber.thread}]++;

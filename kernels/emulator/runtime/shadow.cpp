@@ -24,9 +24,9 @@ struct Visit {
 
 struct Cell {
   Visit write, read, earlier_read;
-  uint32_t initialised;    // the epoch in which it was
-  uint16_t atomic;         // the last write was atomic: 0 no, otherwise a thread, plus one, that also wrote so
-  uint16_t proxy_fences;   // of the writer, when it wrote
+  uint32_t initialised;   // the epoch in which it was
+  uint16_t atomic;        // the last write was atomic: 0 no, otherwise a thread, plus one, that also wrote so
+  uint16_t proxy_fences;  // of the writer, when it wrote
 };
 constexpr uint16_t another_block = 0xffff;
 
@@ -59,18 +59,17 @@ struct Pages {  // zero until written
   }
 };
 
-constexpr size_t kept_bytes = 256 << 20;        // of shadow memory, between launches
+constexpr size_t kept_bytes = 256 << 20;  // of shadow memory, between launches
 constexpr uint32_t last_epoch = 0xf0000000u;
-constexpr unsigned patience = 1u << 30;         // accesses of one thread
+constexpr unsigned patience = 1u << 30;  // accesses of one thread
 
 struct Shadow {
-  std::vector<Region> regions;                   // static and dynamic shared memory, then buffers
-  std::vector<uintptr_t> buffer_addresses;       // as the caller named them
-  size_t hints[64];                              // by place: the region that was last touched from there
+  std::vector<Region> regions;              // static and dynamic shared memory, then buffers
+  size_t hints[64];                         // by place: the region that was last touched from there
   Pages pages;
-  std::vector<Pages> split;                      // of regions that turned out to need smaller cells
+  std::vector<Pages> split;  // of regions that turned out to need smaller cells
   uint32_t epoch = 1, launch_first = 1, block_first = 1;
-  std::vector<std::pair<uint32_t, long>> blocks; // the first epoch of each, ascending
+  std::vector<std::pair<uint32_t, long>> blocks;  // the first epoch of each, ascending
   uintptr_t image_low = 0, image_high = 0;
 };
 Shadow shadow;
@@ -83,7 +82,7 @@ Region region_of(uintptr_t low, size_t size, unsigned grain, const char* name) {
   return r;
 }
 
-// Cells of the region's launch become cells for fewer bytes: somebody touches less than a cell.
+// Cells become cells for fewer bytes each: somebody touches less than one.
 void split(Region& r, unsigned grain, const void* place) {
   size_t count = cell_count(r);
   unsigned parts = 1u << (r.grain - grain);
@@ -125,7 +124,8 @@ void note_read(Cell& cell, const Visit& now, bool shared) {
     cell.read = now;
     return;
   }
-  bool near = cell.read.epoch >= shadow.block_first && (cell.read.thread - 1u) / warp_size == (now.thread - 1u) / warp_size;
+  bool near =
+      cell.read.epoch >= shadow.block_first && (cell.read.thread - 1u) / warp_size == (now.thread - 1u) / warp_size;
   if (!(near && current(cell.earlier_read, shared))) cell.earlier_read = cell.read;
   cell.read = now;
 }
@@ -171,7 +171,9 @@ const char* verb(Access access) {
   bool warp = block && (other.thread - 1u) / warp_size == worker->running->warp;
   fault("racecheck", "%s of byte %zu of %s at " PLACE " races with a %s by %s: %s", verb(access), cell << r.grain,
         r.name, place, other_verb, who(other).text,
-        warp ? "no __syncwarp or __syncthreads in between" : block ? "no __syncthreads in between" : "blocks aren't ordered");
+        warp    ? "no __syncwarp or __syncthreads in between"
+        : block ? "no __syncthreads in between"
+                : "blocks aren't ordered");
 }
 
 [[noreturn, gnu::cold]] void report_outside(uintptr_t address, size_t size, Access access, const void* place) {
@@ -220,7 +222,8 @@ void check_pending_sums(uintptr_t address, size_t size, const Fiber& fiber, cons
       report_early_sum(place);
 }
 
-template <class Do> void for_cells(Region& r, uintptr_t address, size_t size, Do action) {
+template <class Do>
+void for_cells(Region& r, uintptr_t address, size_t size, Do action) {
   size_t first = (address - r.low) >> r.grain, last = (address - r.low + size - 1) >> r.grain;
   for (size_t i = first; i <= last; i++) action(r.cells[i], i);
 }
@@ -260,7 +263,8 @@ void begin_block_checks() {
   if (!shadow.pages.start) return fault_of_block("memory", "no shadow memory");
   unsigned char* grain = launch.kernel->shared_grain;
   shadow.regions[0] = region_of((uintptr_t)worker->static_shared, launch.static_shared, grain[0], "__shared__ memory");
-  shadow.regions[1] = region_of((uintptr_t)worker->dynamic_shared, launch.dynamic_shared, grain[1], "dynamic shared memory");
+  shadow.regions[1] =
+      region_of((uintptr_t)worker->dynamic_shared, launch.dynamic_shared, grain[1], "dynamic shared memory");
   shadow.regions[0].shared = shadow.regions[1].shared = true;
   Cell* cells = (Cell*)shadow.pages.start;
   for (Region& r : shadow.regions) {
@@ -283,7 +287,8 @@ void check_access(const void* pointer, size_t size, Access access, const void* p
     return;
   }
   if (++fiber.accesses == patience)
-    fault("synccheck", "%u accesses by one thread: does the loop at " PLACE " wait for another block?", patience, place);
+    fault("synccheck", "%u accesses by one thread: does the loop at " PLACE " wait for another block?", patience,
+          place);
   Region* region = find_region(address, place);
   if (!region) {
     if (access == Access::read && address >= shadow.image_low && address + size <= shadow.image_high) return;
@@ -306,8 +311,8 @@ void check_access(const void* pointer, size_t size, Access access, const void* p
   bool reads = access == Access::read || access == Access::atomic, writes = access != Access::read;
   for_cells(r, address, size, [&](Cell& cell, size_t i) {
     if (reads && !written(r, cell))
-      fault("initcheck", "%s of byte %zu of %s, which nobody has written, at " PLACE, verb(access), i << r.grain, r.name,
-            place);
+      fault("initcheck", "%s of byte %zu of %s, which nobody has written, at " PLACE, verb(access), i << r.grain,
+            r.name, place);
     if (!(access == Access::atomic && cell.atomic)) {
       if (unordered(cell.write, now, r.shared)) report_race(r, i, access, "write", cell.write, place);
       if (cell.atomic && cell.atomic != cell.write.thread && current(cell.write, r.shared)) {
@@ -340,7 +345,8 @@ void check_tile(const void* pointer, size_t size, uint32_t since, const void* pl
   Visit now{shadow.epoch, (uint16_t)(fiber.thread + 1), worker->warps[fiber.warp].clock[fiber.lane]};
   for_cells(*r, address, size, [&](Cell& cell, size_t i) {
     if (!written(*r, cell))
-      fault("initcheck", "wgmma reads byte %zu of %s, which nobody has written, at " PLACE, i << r->grain, r->name, place);
+      fault("initcheck", "wgmma reads byte %zu of %s, which nobody has written, at " PLACE, i << r->grain, r->name,
+            place);
     if (cell.write.epoch > since)
       fault("racecheck", "byte %zu of %s was written by %s before wgmma, which reads it, was waited for at " PLACE,
             i << r->grain, r->name, who(cell.write).text, place);
@@ -377,12 +383,12 @@ void emu_clear_buffers(uint64_t image_low, uint64_t image_high) {
   shadow.split.clear();
   if (shadow.pages.size > kept_bytes) shadow.pages.release();
   shadow.regions.assign(2, Region{});
-  shadow.buffer_addresses.clear();
   shadow.image_low = image_low;
   shadow.image_high = image_high;
 }
 // Writable buffers come first: where buffers overlap, their rules hold.
-void emu_add_buffer(const void* address, uint64_t size, unsigned item, int initialised, int constant, const char* name) {
+void emu_add_buffer(const void* address, uint64_t size, unsigned item, int initialised, int constant,
+                    const char* name) {
   unsigned grain = item % 8 == 0 ? 3 : item % 4 == 0 ? 2 : item % 2 == 0 ? 1 : 0;
   while ((uintptr_t)address & ((1u << grain) - 1)) grain--;
   Region r = region_of((uintptr_t)address, size, grain, name);

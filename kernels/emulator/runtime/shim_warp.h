@@ -37,7 +37,8 @@ template <class T> EMU_INLINE T __shfl_xor_sync(unsigned mask, T value, int bits
   return emu_from_lane(mask, value, source <= (lane | (width - 1)) ? source : lane);
 }
 
-template <class T, class Combine> EMU_UNCHECKED T emu_combine(const void* all, unsigned mask, T start, Combine combine) {
+template <class T, class Combine>
+EMU_UNCHECKED T emu_combine(const void* all, unsigned mask, T start, Combine combine) {
   for (int lane = 0; lane < 32; lane++)
     if (mask >> lane & 1) start = combine(start, emu_entry<T>(all, lane), lane);
   return start;

@@ -79,9 +79,9 @@ struct Warp {
 struct Operand {
   unsigned long long descriptor;
   bool transposed;
-  std::vector<float> values;         // rows x depth
-  std::vector<const char*> places;   // of each 16 bytes that were read
-  std::vector<char> bytes;           // what stood there
+  std::vector<double> values;       // A's rows x depth, B's depth x columns
+  std::vector<const char*> places;  // of each 16 bytes that were read
+  std::vector<char> bytes;          // what stood there
 };
 struct WarpgroupProduct {
   int columns, depth;
@@ -106,6 +106,7 @@ struct Worker {
   long block = 0;
   uint3 block_index = {};
   unsigned threads = 0, started = 0, live = 0;
+  uint3 next_index = {};  // of the thread that starts next, in natural order
   std::vector<unsigned> order;
   std::vector<Warp> warps;
   std::vector<Warpgroup> warpgroups;
@@ -117,7 +118,6 @@ struct Worker {
   int barrier_line = 0;
   emu_vote_kind vote_kind = emu_nothing;
   int votes = 0, vote_result = 0;
-  unsigned exited_before_barrier = 0;
 
   std::vector<Fiber*> fibers, idle;
   std::vector<Fiber*> ready;  // from `first_ready` on
@@ -182,7 +182,7 @@ void next_epoch();  // all that the block did before happened before all that it
 uint32_t present_epoch();
 enum class Access { read, write, atomic, async_write };
 void check_access(const void* address, size_t size, Access access, const void* place);
-void check_pending(const void* address, size_t size);                          // its value isn't there yet
+void check_pending(const void* address, size_t size);                                  // its value isn't there yet
 void check_tile(const void* address, size_t size, uint32_t since, const void* place);  // wgmma's proxy reads it
 
 // Metrics.

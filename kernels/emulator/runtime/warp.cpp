@@ -4,7 +4,8 @@
 namespace {
 
 const char* name_of(unsigned kind) {
-  static const char* const names[] = {"a shuffle", "a vote", "a match", "a reduction", "a matrix instruction", "__syncwarp"};
+  static const char* const names[] = {"a shuffle", "a vote", "a match", "a reduction", "a matrix instruction",
+                                      "__syncwarp"};
   return names[kind];
 }
 
@@ -97,8 +98,7 @@ const void* gather(emu_collective kind, unsigned mask, const void* value, unsign
   for (unsigned lane = 0; lane < warp_size; lane++)
     if (mask >> lane & 1) memcpy(self->gathered + lane * size, all + lane * gather_bytes, size);
   for (unsigned lane = 0; lane < warp_size; lane++)
-    if (mask >> lane & 1 && lane != self->lane)
-      memcpy(warp.fibers[lane]->gathered, self->gathered, warp_size * size);
+    if (mask >> lane & 1 && lane != self->lane) memcpy(warp.fibers[lane]->gathered, self->gathered, warp_size * size);
   release(warp, mask);
   return self->gathered;
 }

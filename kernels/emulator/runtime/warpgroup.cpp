@@ -44,8 +44,8 @@ struct Tile {
     size_t offset;
     if (!transposed) {
       int c = k * size / chunk_bytes;
-      offset = width == 16 ? row % 8 * 16 + row / 8 * stride + c * leading
-                           : row % 8 * width + row / 8 * stride + c * 16;
+      offset =
+          width == 16 ? row % 8 * 16 + row / 8 * stride + c * leading : row % 8 * width + row / 8 * stride + c * 16;
     } else {
       int e = row / 8, across = width / 16;
       offset = width == 16 ? e * stride + k % 8 * 16 + k / 8 * leading
@@ -62,7 +62,8 @@ float value_at(const char* place, int size) {
   return size == 4 ? tf32(bits) : bf16(bits, 0);
 }
 
-void read_operand(Operand& operand, int rows, int depth, int size, const void* place) {
+// Rows of B's tile are columns of B.
+void read_operand(Operand& operand, int rows, int depth, int size, bool is_b, const void* place) {
   Tile tile(operand.descriptor, place);
   operand.values.resize(rows * depth);
   for (int row = 0; row < rows; row++)
@@ -73,7 +74,7 @@ void read_operand(Operand& operand, int rows, int depth, int size, const void* p
         fault("memcheck", "wgmma's descriptor leads out of shared memory, for row %d and depth %d, at " PLACE, row, k,
               place);
       int within = (operand.transposed ? row : k) * size % chunk_bytes;
-      operand.values[row * depth + k] = value_at(chunk + within, size);
+      operand.values[is_b ? k * rows + row : row * depth + k] = value_at(chunk + within, size);
       if (within == 0) {
         operand.places.push_back(chunk);
         operand.bytes.insert(operand.bytes.end(), chunk, chunk + chunk_bytes);
@@ -91,7 +92,7 @@ void check_operand(const Operand& operand, uint32_t epoch, const void* place) {
   }
 }
 
-PendingSums& sums_of(Fiber& fiber, float* d, int count, bool accumulate, const void* place) {
+PendingSums& sums_of(Fiber& fiber, float* d, int count, const void* place) {
   for (PendingSums& sums : fiber.sums)
     if (sums.target == d) return sums;
   if (!fiber.sums_fenced) fault("racecheck", "wgmma without a wgmma.fence before it, at " PLACE, place);
@@ -100,31 +101,44 @@ PendingSums& sums_of(Fiber& fiber, float* d, int count, bool accumulate, const v
   return fiber.sums.back();
 }
 
-// d[i] is D[16 warp + group + 8 (i / 2 % 2)][8 (i / 4) + 2 member + i % 2], warp of the warpgroup.
+// d[i] is D[16 warp + group + 8 (i / 2 % 2)][8 (i / 4) + 2 member + i % 2], warp of the warpgroup: for each 8 columns a
+// thread has two neighbours in an upper and a lower row.
 void add_product(PendingSums& sums, const WarpgroupProduct& product, unsigned thread) {
-  int warp = thread % warpgroup_size / warp_size, lane = thread % warp_size, depth = product.depth;
-  for (int i = 0; i < product.columns / 2; i++) {
-    int row = 16 * warp + lane / 4 + 8 * (i / 2 % 2), column = 8 * (i / 4) + 2 * (lane % 4) + i % 2;
-    const float *a = &product.a.values[row * depth], *b = &product.b.values[column * depth];
-    double sum = product.accumulate ? sums.values[i] : 0.0;
-    for (int k = 0; k < depth; k++) sum += (double)a[k] * b[k];
-    sums.values[i] = (float)sum;
+  typedef double Pair __attribute__((vector_size(16)));
+  int upper_row = thread % warpgroup_size / warp_size * 16 + thread % warp_size / 4, member = thread % 4;
+  Pair upper[32], lower[32];
+  int pairs = product.columns / 8;
+  for (int i = 0; i < pairs; i++) {
+    const float* d = &sums.values[4 * i];
+    upper[i] = product.accumulate ? Pair{d[0], d[1]} : Pair{0, 0};
+    lower[i] = product.accumulate ? Pair{d[2], d[3]} : Pair{0, 0};
   }
+  for (int k = 0; k < product.depth; k++) {
+    double a = product.a.values[upper_row * product.depth + k],
+           a_below = product.a.values[(upper_row + 8) * product.depth + k];
+    for (int i = 0; i < pairs; i++) {
+      Pair b;
+      memcpy(&b, &product.b.values[k * product.columns + 8 * i + 2 * member], sizeof b);
+      upper[i] += a * b;
+      lower[i] += a_below * b;
+    }
+  }
+  for (int i = 0; i < pairs; i++)
+    for (int j = 0; j < 4; j++) sums.values[4 * i + j] = (float)(j < 2 ? upper[i][j] : lower[i][j - 2]);
 }
 
 void multiply(float* d, int columns, int size, const Operand& a, const Operand& b, bool accumulate, const void* place) {
   Fiber& fiber = *worker->running;
   size_t group = fiber.thread / warpgroup_size;
-  if (columns < 8 || columns > 256 || columns % 8)
-    fault("memcheck", "wgmma of %d columns at " PLACE, columns, place);
+  if (columns < 8 || columns > 256 || columns % 8) fault("memcheck", "wgmma of %d columns at " PLACE, columns, place);
   if (group >= worker->warpgroups.size())
     fault("synccheck", "wgmma in a warpgroup of fewer than 128 threads at " PLACE, place);
   Warpgroup& warpgroup = worker->warpgroups[group];
   size_t number = fiber.products_issued++;
   if (number == warpgroup.first + warpgroup.products.size()) {
     WarpgroupProduct product{columns, 32 / size, accumulate, a, b};
-    read_operand(product.a, rows_of_a, product.depth, size, place);
-    read_operand(product.b, columns, product.depth, size, place);
+    read_operand(product.a, rows_of_a, product.depth, size, false, place);
+    read_operand(product.b, columns, product.depth, size, true, place);
     warpgroup.products.push_back(std::move(product));
   }
   const WarpgroupProduct& product = warpgroup.products[number - warpgroup.first];
@@ -134,7 +148,7 @@ void multiply(float* d, int columns, int size, const Operand& a, const Operand& 
     fault("synccheck", "threads of a warpgroup issue different wgmma, this one at " PLACE, place);
   check_operand(product.a, present_epoch(), place);
   check_operand(product.b, present_epoch(), place);
-  PendingSums& sums = sums_of(fiber, d, columns / 2, accumulate, place);
+  PendingSums& sums = sums_of(fiber, d, columns / 2, place);
   if (sums.values.size() != (size_t)columns / 2)
     fault("racecheck", "wgmma of another shape on sums that are under way, at " PLACE, place);
   sums.group = fiber.product_groups;
