@@ -29,6 +29,7 @@ struct Slope {
   static __device__ __forceinline__ Slope of(const Axis<T>& axis, int bin, int pixel) {
     Slope sum = {};
     Range near = axis.samples_near(bin, pixel, pixel);
+#pragma unroll 1  // they are few
     for (int sample = near.first; sample < near.stop; sample++) {
       T s = axis.coordinate(bin, sample);
       if (!axis.inside(s)) continue;
@@ -47,20 +48,39 @@ struct Slope {
   }
 };
 
+// The weights, a lane each, of the pixels from `first` on as far as `pixels` goes.
+template <class Weight, class T>
+__device__ __forceinline__ Weight weights_of_lanes(const Axis<T>& axis, int bin, Range pixels, int first) {
+  const int pixel = first + threadIdx.x;
+  if (pixel < pixels.stop) return Weight::of(axis, bin, pixel);
+  return {};
+}
+
+// The pixels of an axis that a bin reaches, and the weights of the first 32.
+template <class Weight>
+struct Reach {
+  Range pixels;
+  Weight first;
+
+  template <class T>
+  __device__ __forceinline__ Reach(const Axis<T>& axis, int bin)
+      : pixels(axis.pixels(bin)), first(weights_of_lanes<Weight>(axis, bin, pixels, pixels.first)) {}
+};
+
 // Calls visit(offset, row weight, column weight) in all lanes of the warp for every pixel that bin (p, q) takes
-// something of, in reading order. `pitch` is the offset from a pixel to the next.
+// something of, in reading order. `down` is the reach of p among the rows, which a row of bins shares; `pitch` is the
+// offset from a pixel to the next.
 template <class Weight, class T, class Visit>
-__device__ __forceinline__ void visit_pixels(
-    const Axis<T>& rows, int p, const Axis<T>& columns, int q, int pitch, Visit visit) {
-  const int lane = threadIdx.x;
-  const Range down = rows.pixels(p), across = columns.pixels(q);
-  for (int top = down.first; top < down.stop; top += 32) {
-    Weight own_row = {};
-    if (top + lane < down.stop) own_row = Weight::of(rows, p, top + lane);
+__device__ __forceinline__ void visit_pixels(const Axis<T>& rows, int p, const Reach<Weight>& down,
+                                             const Axis<T>& columns, int q, int pitch, Visit visit) {
+  const Reach<Weight> across(columns, q);
+  for (int top = down.pixels.first; top < down.pixels.stop; top += 32) {
+    Weight own_row = down.first;
+    if (top > down.pixels.first) own_row = weights_of_lanes<Weight>(rows, p, down.pixels, top);
     const u32 present_rows = __ballot_sync(ALL_LANES, own_row.present());
-    for (int left = across.first; left < across.stop; left += 32) {
-      Weight own_column = {};
-      if (left + lane < across.stop) own_column = Weight::of(columns, q, left + lane);
+    for (int left = across.pixels.first; left < across.pixels.stop; left += 32) {
+      Weight own_column = across.first;
+      if (left > across.pixels.first) own_column = weights_of_lanes<Weight>(columns, q, across.pixels, left);
       const u32 present_columns = __ballot_sync(ALL_LANES, own_column.present());
       for (u32 left_rows = present_rows; left_rows; left_rows &= left_rows - 1) {
         const int i = __ffs(left_rows) - 1;
@@ -75,16 +95,17 @@ __device__ __forceinline__ void visit_pixels(
   }
 }
 
-// One bin of all regions, by its number: bin (p, q) of region r.
-struct Bin {
-  int region, p, q;
+// Neighbouring bins of one row, which a warp takes in turn: those from (p, first) to (p, stop - 1) of a region.
+struct Run {
+  int region, p, first, stop;
 
   template <class T>
-  __device__ __forceinline__ Bin(u32 number, const Sampling<T>& sampling) {
-    const u32 bins = sampling.rows * sampling.columns, within = number % bins;
-    region = number / bins;
-    p = within / sampling.columns;
-    q = within % sampling.columns;
+  __device__ __forceinline__ Run(u32 number, int length, const Sampling<T>& sampling) {
+    const u32 runs = (sampling.columns + length - 1) / length, row = number / runs;
+    region = row / sampling.rows;
+    p = row % sampling.rows;
+    first = number % runs * length;
+    stop = min(first + length, sampling.columns);
   }
 };
 
@@ -109,79 +130,88 @@ __device__ __forceinline__ i64 image_size(const Sampling<T>& sampling, int vecto
   return (i64)sampling.height * sampling.width * vectors;
 }
 
-// y = Y f X^T. A warp a bin; blockIdx.y counts channels by `held` vectors a lane. What crop_and_resize samples beyond
-// the image is `outside`; an image that isn't there gives NaN.
+// y = Y f X^T. A warp a run of bins; blockIdx.y counts channels by `held` vectors a lane. What crop_and_resize samples
+// beyond the image is `outside`; an image that isn't there gives NaN.
 template <class T, int width, int held>
-__global__ void __launch_bounds__(256, 3) pool_regions(
-    const T* __restrict__ features, const T* __restrict__ boxes, const i64* __restrict__ image_index, Sampling<T> sampling, T outside, T* output) {
-  const u32 number = blockIdx.x * blockDim.y + threadIdx.y;
-  if (number >= (u32)sampling.regions * sampling.rows * sampling.columns) return;
-  const Bin bin(number, sampling);
-  const T* box = boxes + (i64)bin.region * 4;
+__global__ void __launch_bounds__(256, sizeof(T) == 4 ? 3 : 2) pool_regions(
+    const T* __restrict__ features, const T* __restrict__ boxes, const i64* __restrict__ image_index,
+    Sampling<T> sampling, int runs, int length, T outside, T* output) {
+  const int number = blockIdx.x * blockDim.y + threadIdx.y;
+  if (number >= runs) return;
+  const Run run(number, length, sampling);
+  const T* box = boxes + (i64)run.region * 4;
   const Axis<T> rows = make_axis(sampling, box, true), columns = make_axis(sampling, box, false);
   const int vectors = sampling.channels / width;
   const int first = blockIdx.y * (32 * held) + threadIdx.x;
-  const i64 image = image_index[bin.region];
+  const i64 image = image_index[run.region];
+  const bool present = in_range(image, sampling);
+  const bool row_inside = present && (!sampling.normalized || rows.inside(rows.coordinate(run.p, 0)));
+  const auto* from = reinterpret_cast<const Vector<T, width>*>(features) + image * image_size(sampling, vectors) + first;
+  const i64 first_bin = ((i64)run.region * sampling.rows + run.p) * sampling.columns;  // of the row
+  const T otherwise = present ? outside : not_a_number<T>();
+  const Reach<Hat<T>> down(rows, run.p);
 
-  Vector<T, width> sum[held] = {};
-  const bool known = !sampling.normalized || (rows.inside(rows.coordinate(bin.p, 0)) &&
-                                              columns.inside(columns.coordinate(bin.q, 0)));
-  if (!in_range(image, sampling) || !known) {
-    const T value = in_range(image, sampling) ? outside : not_a_number<T>();
+  for (int q = run.first; q < run.stop; q++) {
+    const bool inside = row_inside && (!sampling.normalized || columns.inside(columns.coordinate(q, 0)));
+    Vector<T, width> sum[held];
 #pragma unroll
     for (int k = 0; k < held; k++)
 #pragma unroll
-      for (int c = 0; c < width; c++) sum[k].at[c] = value;
-  } else {
-    const auto* from = reinterpret_cast<const Vector<T, width>*>(features) + image * image_size(sampling, vectors);
-    visit_pixels<Hat<T>>(rows, bin.p, columns, bin.q, vectors, [&](i64 offset, Hat<T> row, Hat<T> column) {
-      const T weight = row.value * column.value;
+      for (int c = 0; c < width; c++) sum[k].at[c] = inside ? T(0) : otherwise;
+    if (inside)
+      visit_pixels(rows, run.p, down, columns, q, vectors, [&](i64 offset, Hat<T> row, Hat<T> column) {
+        const T weight = row.value * column.value;
 #pragma unroll
-      for (int k = 0; k < held; k++) {
-        if (first + 32 * k >= vectors) continue;
-        const Vector<T, width> feature = from[offset + first + 32 * k];
+        for (int k = 0; k < held; k++) {
+          if (first + 32 * k >= vectors) continue;
+          const Vector<T, width> feature = from[offset + 32 * k];
 #pragma unroll
-        for (int c = 0; c < width; c++) sum[k].at[c] = fused(weight, feature.at[c], sum[k].at[c]);
-      }
-    });
+          for (int c = 0; c < width; c++) sum[k].at[c] = fused(weight, feature.at[c], sum[k].at[c]);
+        }
+      });
+    auto* to = reinterpret_cast<Vector<T, width>*>(output) + (first_bin + q) * vectors + first;
+#pragma unroll
+    for (int k = 0; k < held; k++)
+      if (first + 32 * k < vectors) to[32 * k] = sum[k];
   }
-  auto* to = reinterpret_cast<Vector<T, width>*>(output) + (i64)number * vectors;
-#pragma unroll
-  for (int k = 0; k < held; k++)
-    if (first + 32 * k < vectors) to[first + 32 * k] = sum[k];
 }
 
 // The adjoint, Y^T g X, added to `grad` as it comes: the order of sums, and so their last bits, change from run to run.
 template <class T, int width, int held>
-__global__ void __launch_bounds__(256, 3) scatter_gradient(
-    const T* __restrict__ grad_output, const T* __restrict__ boxes, const i64* __restrict__ image_index, Sampling<T> sampling, T* grad) {
-  const u32 number = blockIdx.x * blockDim.y + threadIdx.y;
-  if (number >= (u32)sampling.regions * sampling.rows * sampling.columns) return;
-  const Bin bin(number, sampling);
-  const i64 image = image_index[bin.region];
+__global__ void __launch_bounds__(256, sizeof(T) == 4 ? 3 : 2) scatter_gradient(
+    const T* __restrict__ grad_output, const T* __restrict__ boxes, const i64* __restrict__ image_index,
+    Sampling<T> sampling, int runs, int length, T* grad) {
+  const int number = blockIdx.x * blockDim.y + threadIdx.y;
+  if (number >= runs) return;
+  const Run run(number, length, sampling);
+  const i64 image = image_index[run.region];
   if (!in_range(image, sampling)) return;
-  const T* box = boxes + (i64)bin.region * 4;
+  const T* box = boxes + (i64)run.region * 4;
   const Axis<T> rows = make_axis(sampling, box, true), columns = make_axis(sampling, box, false);
   const int vectors = sampling.channels / width;
   const int first = blockIdx.y * (32 * held) + threadIdx.x;
+  const auto* from = reinterpret_cast<const Vector<T, width>*>(grad_output) +
+                     ((i64)run.region * sampling.rows + run.p) * sampling.columns * vectors;
+  T* to = grad + (image * image_size(sampling, vectors) + first) * width;
+  const Reach<Hat<T>> down(rows, run.p);
 
-  const auto* from = reinterpret_cast<const Vector<T, width>*>(grad_output) + (i64)number * vectors;
-  Vector<T, width> own[held] = {};
+  for (int q = run.first; q < run.stop; q++) {
+    Vector<T, width> own[held] = {};
 #pragma unroll
-  for (int k = 0; k < held; k++)
-    if (first + 32 * k < vectors) own[k] = from[first + 32 * k];
-  T* to = grad + image * image_size(sampling, vectors) * width;
-  visit_pixels<Hat<T>>(rows, bin.p, columns, bin.q, vectors, [&](i64 offset, Hat<T> row, Hat<T> column) {
-    const T weight = row.value * column.value;
+    for (int k = 0; k < held; k++)
+      if (first + 32 * k < vectors) own[k] = from[q * vectors + first + 32 * k];
+    visit_pixels(rows, run.p, down, columns, q, vectors, [&](i64 offset, Hat<T> row, Hat<T> column) {
+      const T weight = row.value * column.value;
 #pragma unroll
-    for (int k = 0; k < held; k++) {
-      if (first + 32 * k >= vectors) continue;
-      Vector<T, width> share;
+      for (int k = 0; k < held; k++) {
+        if (first + 32 * k >= vectors) continue;
+        Vector<T, width> share;
 #pragma unroll
-      for (int c = 0; c < width; c++) share.at[c] = weight * own[k].at[c];
-      atomic_add(to + (offset + first + 32 * k) * width, share);
-    }
-  });
+        for (int c = 0; c < width; c++) share.at[c] = weight * own[k].at[c];
+        atomic_add(to + (offset + 32 * k) * width, share);
+      }
+    });
+  }
 }
 
 // The adjoint again, with the same bits whatever the schedule, and no atomics: a block owns a tile of pixels and 32
@@ -298,12 +328,13 @@ __global__ void __launch_bounds__(warps * 32, sizeof(T) == 4 ? 2 : 1) box_gradie
   T start_x = 0, start_y = 0, step_x = 0, step_y = 0;
   for (int bin = warp; bin < bins; bin += warps) {
     const int p = bin / sampling.columns, q = bin % sampling.columns;
+    const Reach<Slope<T>> down(rows, p);
     for (int first = lane; first - lane < vectors; first += 32 * held) {
       Vector<T, width> g[held] = {};
 #pragma unroll
       for (int k = 0; k < held; k++)
         if (first + 32 * k < vectors) g[k] = upper[(i64)bin * vectors + first + 32 * k];
-      visit_pixels<Slope<T>>(rows, p, columns, q, vectors, [&](i64 offset, Slope<T> row, Slope<T> column) {
+      visit_pixels(rows, p, down, columns, q, vectors, [&](i64 offset, Slope<T> row, Slope<T> column) {
         T product = 0;  // of gradient and features, over this lane's channels
 #pragma unroll
         for (int k = 0; k < held; k++) {

@@ -29,6 +29,7 @@ from refnet.ops.sampling import Shape4
 
 HELD = 2  # vectors of channels that a lane holds
 WARPS = 8  # of a block
+LONGEST, ENOUGH = 4, 8192  # bins that a warp takes in turn, which share what is computed once a row; warps for a GPU
 TILE, STRIP = 8, 4  # pixels along a side of what a block owns when it gathers, and in a row of what a warp does
 BATCH, STAGED = 16, 40 << 10  # at most so many regions at a time, in about so many bytes of shared memory
 
@@ -166,8 +167,12 @@ def _pool(
     features, boxes, image_index = ready(features), ready(boxes), ready(image_index, np.int64)
     kind, vectors = _kind(features, output)
     name = f"pool_regions<{kind}, {HELD}>"
-    arguments = (features, boxes, image_index, sampling, features.dtype.type(outside), output)
-    PROGRAM.launch(xp, name, _warp_a_bin(output, vectors), (32, WARPS), arguments, outputs=(5,))
+    runs, length = _runs(sampling)
+    arguments = (
+        features, boxes, image_index, sampling, runs, length, features.dtype.type(outside), output,
+    )  # fmt: skip
+    grid = blocks(int(runs), WARPS), blocks(vectors, 32 * HELD)
+    PROGRAM.launch(xp, name, grid, (32, WARPS), arguments, outputs=(7,))
     return output
 
 
@@ -184,8 +189,9 @@ def _grad_features(
     kind, vectors = _kind(grad_output, grad)
     if not gathers:
         name = f"scatter_gradient<{kind}, {HELD}>"
-        grid: tuple[int, ...] = _warp_a_bin(grad_output, vectors)
-        PROGRAM.launch(xp, name, grid, (32, WARPS), (grad_output, boxes, image_index, sampling, grad))
+        runs, length = _runs(sampling)
+        grid: tuple[int, ...] = blocks(int(runs), WARPS), blocks(vectors, 32 * HELD)
+        PROGRAM.launch(xp, name, grid, (32, WARPS), (grad_output, boxes, image_index, sampling, runs, length, grad))
         return grad
     n, h, w, _ = input_shape
     weights = 2 * (TILE // STRIP) * max(sampling.rows, sampling.columns) * STRIP * grad.itemsize  # of a region
@@ -256,6 +262,8 @@ def _kind(*arrays: Array) -> tuple[str, int]:
     return f"{TYPES[dtype]}, {wide}", channels // wide
 
 
-def _warp_a_bin(pooled: Array, vectors: int) -> tuple[int, int]:
-    regions, rows, columns, _ = pooled.shape
-    return blocks(regions * rows * columns, WARPS), blocks(vectors, 32 * HELD)
+def _runs(sampling: Sampling32 | Sampling64) -> tuple[Any, Any]:
+    """How many runs of neighbouring bins there are, a warp each, and how long they are: longer if there are many bins."""
+    rows = sampling.regions * sampling.rows
+    length = min(LONGEST, max(1, rows * sampling.columns // ENOUGH))
+    return np.int32(rows * blocks(sampling.columns, length)), np.int32(length)

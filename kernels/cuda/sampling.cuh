@@ -111,6 +111,7 @@ struct Axis {
   __device__ __forceinline__ Vector<T, count> weights(int bin, int first) const {
     Vector<T, count> sum = {};
     Range near = samples_near(bin, first, first + count - 1);
+#pragma unroll 1  // they are few
     for (int sample = near.first; sample < near.stop; sample++) {
       T s = coordinate(bin, sample);
       if (!inside(s)) continue;

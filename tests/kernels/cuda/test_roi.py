@@ -28,8 +28,9 @@ SAMPLING = {"spatial_scale": 0.5, "sampling_ratio": 2, "aligned": True}
 
 
 def checked(name: str, schedule: int, gathers: bool, *args: Any, **kwargs: Any) -> Any:
-    """What the kernel makes of the arguments, with the checker watching."""
-    with running(mode="check", seed=schedule), roi.deterministic(gathers):
+    """What the kernel makes of the arguments, with the checker watching; a warp takes one bin, or as many as it may."""
+    with pytest.MonkeyPatch.context() as patch, running(mode="check", seed=schedule), roi.deterministic(gathers):
+        patch.setattr(roi, "ENOUGH", 1 if schedule % 2 else roi.ENOUGH)
         return KERNELS[name](*args, **kwargs)
 
 
