@@ -17,7 +17,7 @@ import numpy as np
 from refnet.arrays import is_array
 from refnet.errors import DeviceError, LaunchError
 from refnet.kernels.cuda.nvrtc import architecture, compiled, suits
-from refnet.kernels.cuda.program import Launch, Program
+from refnet.kernels.cuda.program import Launch, Program, source_folder
 
 SHARED_BY_DEFAULT = 48 << 10
 """Bytes of dynamic shared memory that a kernel has without asking (CUDA's programming guide, "Shared memory")."""
@@ -49,7 +49,7 @@ def load(program: Program, name: str) -> Launch:
         CompilerError: it doesn't compile, or there is no NVRTC.
         DeviceError: the device is older than the kernel, or of another kind than it is written for.
     """
-    key = (sys.modules["cupy"].cuda.runtime.getDevice(), program, program.path, name)
+    key = (sys.modules["cupy"].cuda.runtime.getDevice(), program, source_folder(), name)
     kernel = _kernels.get(key)
     if kernel is None:
         kernel = _kernels[key] = _load(*key)
@@ -57,16 +57,16 @@ def load(program: Program, name: str) -> Launch:
 
 
 _kernels: dict[tuple[int, Program, Path, str], _Kernel] = {}
-"""One module per device, program, source and name; it lives as long as the process."""
+"""One module per device, program, folder of its source, and name; it lives as long as the process."""
 
 
 def loaded() -> set[tuple[str, str]]:
     """The kernels that were launched so far, on any device: the source's name, and the kernel's."""
-    return {(path.name, name) for _, _, path, name in _kernels}
+    return {(Path(program.source).name, name) for _, program, _, name in _kernels}
 
 
-def _load(device: int, program: Program, path: Path, name: str) -> _Kernel:
-    cupy = sys.modules["cupy"]
+def _load(device: int, program: Program, folder: Path, name: str) -> _Kernel:
+    cupy, path = sys.modules["cupy"], folder / program.source
     properties = cupy.cuda.Device(device)
     capability = int(properties.compute_capability)
     entry = next(entry for entry in program.instantiations if entry.name == name)
@@ -118,6 +118,8 @@ class _Kernel:
 
     def _value(self, index: int, value: Any) -> Any:
         """As CuPy takes it: a structure becomes the one element of a NumPy array, which it passes by value."""
+        if isinstance(value, np.generic):
+            return value
         if isinstance(value, ctypes.Structure):
             return np.frombuffer(bytes(value), dtype=np.dtype((np.void, ctypes.sizeof(value))))
         if isinstance(value, np.ndarray):

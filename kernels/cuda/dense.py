@@ -34,7 +34,7 @@ PROGRAM = Program(
     ],
     contraction=False,  # relu and affine maps equal NumPy's bit for bit
 )
-BLOCKS = 4096  # enough to fill any GPU several times over; larger arrays give a thread more rows
+BLOCKS = 1024  # a wave on the largest GPU; from there on a thread has more rows, of which it loads four at a time
 SUMMING_BLOCKS = 384  # one wave on a large GPU; each leaves a share that must be summed
 LEAST_ROWS = 16  # that a thread sums
 FINISHING_BLOCK = (32, 16)  # channels, and threads that share the shares of each

@@ -14,7 +14,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,11 @@ def sources_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         _folder.reset(token)
+
+
+def source_folder() -> Path:
+    """Where programs' sources are."""
+    return _folder.get()
 
 
 def headers_beside(source: Path) -> tuple[Path, ...]:
@@ -68,11 +73,13 @@ class Program:
         instantiations: every kernel that a launcher may ask for.
         contraction: whether the compiler may fuse a product and a sum into one rounding. Where decisions must equal
             NumPy's bit for bit (NMS, ROI coordinates) it may not.
+        names: those of the instantiations.
     """
 
     source: str
     instantiations: tuple[Instantiation, ...]
     contraction: bool
+    names: frozenset[str] = field(compare=False, repr=False)
 
     def __init__(
         self, source: str | Path, instantiations: Sequence[str | Instantiation], *, contraction: bool = True
@@ -81,6 +88,10 @@ class Program:
         object.__setattr__(self, "source", str(source))
         object.__setattr__(self, "instantiations", tuple(named))
         object.__setattr__(self, "contraction", contraction)
+        object.__setattr__(self, "names", frozenset(entry.name for entry in self.instantiations))
+
+    def __hash__(self) -> int:  # of each launch: both know theirs already
+        return hash((self.source, self.names))
 
     @property
     def path(self) -> Path:
@@ -114,28 +125,32 @@ class Program:
         Raises:
             LaunchError: an argument isn't contiguous, or is a Python number, or the name isn't one of the program's.
         """
-        if all(entry.name != name for entry in self.instantiations):
+        if name not in self.names:
             known = ", ".join(entry.name for entry in self.instantiations)
             raise LaunchError(f"{self.path.name}: expected one of the instantiations {known}; got {name!r}")
         if min(grid) < 1:  # CuPy would round an extent of 0 up to 1
             return
         for index, value in enumerate(arguments):
-            check_argument(f"{self.path.name}: {name}: argument {index}", value)
+            if not isinstance(value, np.generic):
+                self._check_argument(name, index, value)
         run = _load(xp)(self, name)
         run(grid, block, tuple(arguments), shared=shared, outputs=tuple(outputs), also=tuple(also))
 
+    def _check_argument(self, name: str, index: int, value: Any) -> None:
+        """Check what a kernel receives: its parameters are read as bytes, whatever they were meant to be.
 
-def check_argument(what: str, value: Any) -> None:
-    """Check what a kernel receives: its parameters are read as bytes, whatever they were meant to be.
-
-    Raises:
-        LaunchError: it is an array that isn't contiguous (CuPy would pass it as if it were), or a Python number.
-    """
-    if is_array(value):
-        if not value.flags.c_contiguous:
-            raise LaunchError(f"{what}: expected an array in C order, got strides {value.strides} for {value.shape}")
-    elif not isinstance(value, np.generic | ctypes.Structure):
-        raise LaunchError(f"{what}: expected an array, a typed scalar or a structure, got {type(value).__name__}")
+        Raises:
+            LaunchError: it is an array that isn't contiguous (CuPy would pass it as if it were), or a Python number.
+        """
+        if is_array(value):
+            if value.flags.c_contiguous:
+                return
+            fault = f"expected an array in C order, got strides {value.strides} for {value.shape}"
+        elif isinstance(value, ctypes.Structure):
+            return
+        else:
+            fault = f"expected an array, a typed scalar or a structure, got {type(value).__name__}"
+        raise LaunchError(f"{self.path.name}: {name}: argument {index}: {fault}")
 
 
 def _load(xp: Any) -> Callable[[Program, str], Launch]:
@@ -158,4 +173,6 @@ def blocks(count: int, size: int) -> int:
 
 def ready(array: Any, dtype: Any = None) -> Any:
     """`array` in C order, of `dtype` if one is given; itself if it is so already."""
+    if array.flags.c_contiguous and (dtype is None or array.dtype == dtype):
+        return array
     return namespace(array).ascontiguousarray(array, dtype=dtype)

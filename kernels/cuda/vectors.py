@@ -20,7 +20,8 @@ def width(channels: int, *arrays: Any) -> int:
     Every row of every array must start at a multiple of such a vector's bytes. The first array's type decides.
     """
     widest = VECTOR // arrays[0].itemsize
-    whole = channels % widest == 0 and all(_address(array) % (widest * array.itemsize) == 0 for array in arrays)
+    distinct = {id(array): array for array in arrays}.values()
+    whole = channels % widest == 0 and all(_address(array) % (widest * array.itemsize) == 0 for array in distinct)
     return widest if whole else 1
 
 
