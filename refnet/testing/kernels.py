@@ -89,7 +89,7 @@ def check_kernel(
         xp=array_module(device),
     )
     types = check.supported(dtypes)
-    found = check.edges(types)
+    found = check.edges(types, all_of_them=shrink)
     if found is None or shrink:
         found = check.random(types, max_examples, seed, shrink, found)
     if found is not None:
@@ -182,8 +182,8 @@ class _Check:
                 break
         return types
 
-    def edges(self, types: Sequence[str]) -> KernelMismatch | None:
-        """Run the named edge cases; return the smallest that fails."""
+    def edges(self, types: Sequence[str], *, all_of_them: bool) -> KernelMismatch | None:
+        """Run the named edge cases; return the smallest that fails, or the first."""
         failures: list[KernelMismatch] = []
         for number, (name, call) in enumerate(self.contract.edges.items()):
             odd = Example(call, types[0], LAYOUTS[1 + number % (len(LAYOUTS) - 1)], number % SCHEDULES)
@@ -191,6 +191,8 @@ class _Check:
             try:
                 ran = [self.example(example, f'in the edge case "{name}"') for example in (plain[0], odd, *plain[1:])]
             except KernelMismatch as mismatch:
+                if not all_of_them:
+                    return mismatch
                 failures.append(mismatch)
             else:
                 self.report.edges += any(ran)

@@ -69,10 +69,12 @@ def _edges(grouped: bool) -> dict[str, Call]:
         "huge coordinates": (np.array([square, half, [1, 0, 4, 4]]) * 2.0**18, [1, 0.5, 0.25], 0.5, None),
         "a crossing with no area in common": ([[0, 0, 2, 2], [3, 3, 5, 5]], [1, 0.5], 0.0, None),
     }
+    places = np.outer(np.arange(130) % 4, [10, 0, 10, 0]) + np.array([0, 0, 4, 4])
     for count in WARP_AND_BLOCK:
         cases[f"{count} boxes, each overlapping its neighbours"] = (_row(count, 1, 2), -np.arange(count), 0.25, None)
         cases[f"{count} boxes of one score, every other kept"] = (_row(count, 2, 3), np.ones(count), 0.125, None)
     cases["130 boxes, apart, the last the best"] = (_row(130, 4, 4), np.arange(130), 0.5, None)
+    cases["130 boxes in four places"] = (places, -np.arange(130), 0.5, None)
     cases["130 boxes and a limit of 65"] = (_row(130, 1, 2), -np.arange(130), 0.25, 65)
     calls = {}
     for name, (boxes, scores, threshold, limit) in cases.items():
