@@ -3,13 +3,14 @@
 from itertools import chain
 
 from refnet.testing.contract import Contract
-from refnet.testing.contracts import convolution, dense, normalisation, pooling, regions, resizing, suppression
+from refnet.testing.contracts import convolution, dense, losses, normalisation, pooling, regions, resizing, suppression
 
 CONTRACTS: dict[str, Contract] = {
     contract.operation.name: contract
     for contract in chain(
         convolution.CONTRACTS,
         dense.CONTRACTS,
+        losses.CONTRACTS,
         normalisation.CONTRACTS,
         pooling.CONTRACTS,
         regions.CONTRACTS,

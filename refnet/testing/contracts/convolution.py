@@ -1,4 +1,4 @@
-"""conv2d_forward and its two gradients: sums of products.
+"""conv2d_forward, its two gradients and its fused form: sums of products.
 
 Over the taps of a window and the channels of a group; over taps and a group's outputs; over all pixels of the output.
 """
@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from refnet.arrays import Array
-from refnet.ops import conv2d_forward, conv2d_grad_input, conv2d_grad_weight
+from refnet.ops import conv2d_forward, conv2d_fused_forward, conv2d_grad_input, conv2d_grad_weight
 from refnet.testing.bounds import sums
 from refnet.testing.calls import Call, Kind, Values
 from refnet.testing.contract import Adjoint, Contract
@@ -88,6 +88,37 @@ def _edges(name: str) -> dict[str, Call]:
     return edges
 
 
+STEPS = ("scale", "shift", "residual")
+
+
+def _fused(case: Convolution, kind: Kind, steps: tuple[str, ...], relu: bool) -> Call:
+    """The forward call, with those of STEPS that are named."""
+    channels = case.y_shape[3:]
+    arrays = _call("conv2d_forward", case, kind).recipes | {
+        name: Values(case.y_shape if name == "residual" else channels, kind, case.seed + 3 + position)
+        if name in steps
+        else None
+        for position, name in enumerate(STEPS)
+    }
+    return Call.of(arrays, {"relu": relu, **case.parameters})
+
+
+@st.composite
+def _fused_calls(draw: Draw) -> Call:
+    case = draw(convolutions(least_images=0, largest_channels=6))
+    steps = draw(st.lists(st.sampled_from(STEPS), unique=True))
+    return _fused(case, draw(kinds), tuple(steps), draw(st.booleans()))
+
+
+def _fused_edges() -> dict[str, Call]:
+    edges = {title: _fused(case, "integers", STEPS, True) for title, case in GEOMETRIES.items()}
+    for step in ((), *((name,) for name in STEPS)):
+        for relu in (False, True):
+            title = f"{step[0] if step else 'nothing'} only{', relu' if relu else ''}"
+            edges[title] = _fused(GEOMETRIES["four paddings"], "normal", step, relu)
+    return edges
+
+
 def _geometry(call: Call) -> dict[str, Any]:
     return {name: call[name] for name in ("stride", "padding", "dilation", "groups")}
 
@@ -115,6 +146,13 @@ CONTRACTS = (
             Adjoint(of="x", transposed=lambda u, call: _grad_input(u, call["w"], call, call["x"].shape[1:3])),
             Adjoint(of="w", transposed=lambda u, call: _grad_weight(call["x"], u, call, call["w"].shape[:2])),
         ),
+    ),
+    Contract(
+        operation=conv2d_fused_forward,
+        inputs=_fused_calls(),
+        edges=_fused_edges(),
+        bound=sums(lambda call: math.prod(call["w"].shape[:3]) + len(STEPS), relu=False),
+        why="the sum of conv2d_forward, and a rounding for each step; relu carries an error on as it is",
     ),
     Contract(
         operation=conv2d_grad_input,
