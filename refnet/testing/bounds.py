@@ -67,6 +67,11 @@ class Expected:
     allowed: Array | None = None
 
 
+def near(value: Array, allowed: Any) -> Expected:
+    """A result of which each number may lie so far from `value`; one number for all or one for each."""
+    return Expected(np.asarray(value), np.asarray(np.broadcast_to(allowed, np.shape(value))))
+
+
 # from the specification, a call in the type that the kernel gets, and the kernel's rounding: what every result must be
 Bound: TypeAlias = Callable[[Callable[..., Any], Call, Rounding], tuple[Expected, ...]]
 

@@ -77,6 +77,7 @@ GEOMETRIES: dict[str, Convolution] = {
     "a column of pixels": _case((1, 40, 1, 4), (3, 1, 4, 4), padding=((1, 1), (0, 0))),
     "a row of pixels": _case((1, 1, 40, 4), (1, 3, 4, 4), padding=((0, 0), (1, 1))),
     **{f"{n} pixels, channels and outputs": _case((1, 1, n, n), (1, 1, n, n)) for n in (31, 32, 33, 63, 64, 65)},
+    "many pixels of few channels": _case((4, 24, 24, 2), (3, 3, 2, 3), padding=1),
     "129 outputs of a 3x3 window": _case((1, 5, 5, 16), (3, 3, 16, 129), padding=1),
 }
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from refnet.arrays import Array
 from refnet.ops import binary_cross_entropy_forward, cross_entropy_forward, smooth_l1_forward, softmax_forward
-from refnet.testing.bounds import DOUBLE, Expected, Rounding
+from refnet.testing.bounds import DOUBLE, Expected, Rounding, near
 from refnet.testing.calls import Call, Kind, Shape, Values
 from refnet.testing.contract import Contract
 from refnet.testing.strategies.drawing import Draw, kinds, seeds, shapes
@@ -62,14 +62,14 @@ def _binary_bound(specification: Callable[..., Any], call: Call, rounding: Round
     small, u = np.exp(-abs(x)), rounding.unit + DOUBLE
     sigmoid = np.where(x >= 0, 1, small) / (1 + small)
     off = 6 * u * (abs(x) + abs(x * t) + np.log1p(small) + small) + _tiny(call)
-    return Expected(losses, off), Expected(derivative, 10 * u * (sigmoid + t) + _tiny(call))
+    return near(losses, off), near(derivative, 10 * u * (sigmoid + t) + _tiny(call))
 
 
 def _softmax_bound(specification: Callable[..., Any], call: Call, rounding: Rounding) -> tuple[Expected, ...]:
     wide = call.astype(np.float64)
     (y,) = wide.results(specification)
     off, _, _ = _of_rows(wide["x"], call["axis"], rounding)
-    return (Expected(y, off + _tiny(call)),)
+    return (near(y, off + _tiny(call)),)
 
 
 def _classes_bound(specification: Callable[..., Any], call: Call, rounding: Rounding) -> tuple[Expected, ...]:
@@ -80,7 +80,7 @@ def _classes_bound(specification: Callable[..., Any], call: Call, rounding: Roun
     logarithm = np.log(np.exp(-distance).sum(axis=1))
     own = distance[np.arange(len(x)), call["classes"]]
     loss_off = (mean[:, 0] + x.shape[1] + 8 + 3 * abs(logarithm) + 3 * own) * u
-    return Expected(losses, loss_off), Expected(derivative, off + 2 * u * abs(derivative) + _tiny(call))
+    return near(losses, loss_off), near(derivative, off + 2 * u * abs(derivative) + _tiny(call))
 
 
 def _of_rows(x: Array, axis: int, rounding: Rounding) -> tuple[Array, Array, Array]:
@@ -100,7 +100,7 @@ def _distance_bound(specification: Callable[..., Any], call: Call, rounding: Rou
     wide = call.astype(np.float64)
     losses, derivative = wide.results(specification)
     distance, u = abs(wide["prediction"] - wide["target"]), rounding.unit + DOUBLE
-    return Expected(losses, 8 * u * (losses + distance)), Expected(derivative, 8 * u * abs(derivative))
+    return near(losses, 8 * u * (losses + distance)), near(derivative, 8 * u * abs(derivative))
 
 
 def _tiny(call: Call) -> float:

@@ -101,6 +101,8 @@ EDGES: Mapping[str, Regions] = {
     "a row of pixels": _case((1, 1, 9, 2), [[1, 0, 8, 1]]),
     "boxes without extent": _case(MAP, [[3, 2, 3, 2], [0, 0, 0, 5], [4, 4, 4, 4]]),
     "boxes without extent, adaptive": _case(MAP, [[3, 2, 3, 2], [1, 1, 4, 3], [0, 2, 5, 2]], ratio=0),
+    "boxes that run backwards": _case(MAP, [[6, 5, 1, 1.5], [4.5, 1, 2, 6]]),
+    "a larger map": _case((1, 18, 20, 2), [[17, 15, 12, 10], [1, 1, 19, 17], [6.5, 7, 9.5, 9.25]], size=(3, 3)),
     "boxes across the border": _case(MAP, [[-2, -2, 3, 3], [6, 4, 12, 10], [-3, -3, 14, 14]], index=[0, 1, 0]),
     "boxes far outside": _case(MAP, [[-50, -50, -40, -40], [100, 100, 120, 130], [2.0**20, 0, 2.0**20 + 8, 4]]),
     "huge boxes": _case(MAP, [[-(2.0**16), -(2.0**16), 2.0**16, 2.0**16]], ratio=2),

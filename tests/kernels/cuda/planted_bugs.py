@@ -173,4 +173,301 @@ RESIZE = _in(
     ),
 )
 
-BUGS = [*NMS, *DENSE, *POOLING, *RESIZE]
+CONVOLUTION = _in(
+    "conv2d.cu",
+    (
+        "the padding's sign",
+        "conv2d_forward",
+        "axis.stride, -axis.padding, axis.dilation",
+        "axis.stride, axis.padding, axis.dilation",
+    ),
+    (
+        "stride for dilation",
+        "conv2d_forward",
+        "axis.input, axis.stride, -axis.padding, axis.dilation,",
+        "axis.input, axis.dilation, -axis.padding, axis.stride,",
+    ),
+    (
+        "the residue without the padding",
+        "conv2d_grad_input",
+        "(residue + axis.padding - d * first) % s",
+        "(residue - d * first) % s",
+    ),
+    (
+        "the pixels of a residue rounded down",
+        "conv2d_grad_input",
+        "(axis.input - residue + s - 1) / s",
+        "(axis.input - residue) / s",
+    ),
+    ("a carry that comes late", "conv2d_forward", "if (middle >= middle_radix)", "if (middle > middle_radix)"),
+    (
+        "a row below the image",
+        "conv2d_forward",
+        "(u32)(y[i] + down) < (u32)height",
+        "(u32)(y[i] + down) <= (u32)height",
+    ),
+    ("a comparison of signed numbers", "conv2d_grad_weight", "&& (u32)y < (u32)rows.source", "&& y < rows.source"),
+    (
+        "images that don't exist",
+        "conv2d_forward",
+        "const bool exists = place.high < images;",
+        "const bool exists = true;",
+    ),
+    ("the last slice's lines", "conv2d_forward", "from + ahead, left > 0 && ahead", "from + ahead, ahead"),
+    (
+        "a pitch that isn't the matrix's",
+        "conv2d_grad_weight",
+        "from += (i64)Layout::LINES * pitch;",
+        "from += (i64)Layout::LINES * width;",
+    ),
+    ("sums that don't start at 0", "conv2d_forward", "sums[i][j] = 0;", "sums[i][j] += 0;"),
+    ("a difference for a sum", "conv2d_forward", "sums[i][j] += x *", "sums[i][j] -= x *"),
+    ("copies that aren't waited for", "conv2d_forward", "copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();"),
+    (
+        "no barrier in the pipeline",
+        "conv2d_forward",
+        "    __syncthreads();  // the slice is there",
+        "    // the slice is there",
+    ),
+    (
+        "the stage that is being read is written",
+        "conv2d_forward",
+        "a.copy(stages + writing * SIZE);",
+        "a.copy(stages + reading * SIZE);",
+    ),
+    ("a copy that isn't committed", "conv2d_forward", "    copy_commit();  // an empty", "    // an empty"),
+    (
+        "the residual of another pixel",
+        "conv2d_fused_forward",
+        "value += residual[element];",
+        "value += residual[channel];",
+    ),
+    (
+        "the shift is applied first",
+        "conv2d_fused_forward",
+        "if (steps & SCALE) value *= scale[channel];",
+        "if (steps & SCALE) value *= scale[0];",
+    ),
+    (
+        "vectors that aren't aligned",
+        "conv2d_forward",
+        "  const bool aligned = width % Atom::RUN == 0;",
+        "  const bool aligned = true;",
+    ),
+    (
+        "columns that don't exist",
+        "conv2d_forward",
+        "    for (int j = 0; j < RUN; j++)\n      if (column + j < width) y[element + j]",
+        "    for (int j = 0; j < RUN; j++)\n      if (column < width) y[element + j]",
+    ),
+    (
+        "no barrier behind the walks",
+        "conv2d_forward",
+        "  }\n  __syncthreads();\n  const int first_row",
+        "  }\n  const int first_row",
+    ),
+    ("every group reads the first's channels", "conv2d_forward", "a(image + group * channels, rows", "a(image, rows"),
+    (
+        "every group has the first's weights",
+        "conv2d_forward",
+        "(i64)first_line * pitch + group * task.columns",
+        "(i64)first_line * pitch",
+    ),
+    ("pixels that don't exist are written", "conv2d_forward", "    if (pixel >= pixels) return;\n", ""),
+    ("rows that don't exist are written", "conv2d_grad_weight", "    if (row >= height) return;\n", ""),
+    (
+        "parts of a sum start at its second",
+        "conv2d_grad_weight",
+        "for (int part = 1; part < splits; part++)",
+        "for (int part = 2; part < splits; part++)",
+    ),
+    (
+        "no barrier before weights are packed",
+        "conv2d_grad_input",
+        "  __syncthreads();\n  int slot = tap;",
+        "  int slot = tap;",
+    ),
+    ("weights transposed", "conv2d_forward", "(Packed)tile[c][o]", "(Packed)tile[o][c]"),
+    ("taps in forward order", "conv2d_grad_input", "(rows.count - 1 - a / conv.y.period)", "(a / conv.y.period)"),
+)
+
+LOSSES = _in(
+    "losses.cu",
+    (
+        "an exponential that overflows",
+        "binary_cross_entropy_forward",
+        "exponential(logit > 0 ? -logit : logit)",
+        "exponential(-logit)",
+    ),
+    ("the target's sign", "binary_cross_entropy_forward", "- logit * target +", "+ logit * target +"),
+    ("the square isn't halved", "smooth_l1_forward", "near * steepness / 2", "near * steepness"),
+    ("the slope's sign", "smooth_l1_forward", "difference < 0 ? -steepness : steepness}", "steepness}"),
+    (
+        "a shuffle too few",
+        "softmax_forward",
+        "for (int step = 16; step; step /= 2) total",
+        "for (int step = 8; step; step /= 2) total",
+    ),
+    (
+        "a shuffle of half the warp",
+        "softmax_forward",
+        "__shfl_xor_sync(~0u, total, step)",
+        "__shfl_xor_sync(0xffffu, total, step)",
+    ),
+    (
+        "lanes that start at 0",
+        "softmax_forward",
+        "k = lane; k < length; k += 32) total",
+        "k = 0; k < length; k += 32) total",
+    ),
+    (
+        "a row too many",
+        "cross_entropy_forward",
+        "  if (row >= rows) return;\n  logits +=",
+        "  if (row > rows) return;\n  logits +=",
+    ),
+    (
+        "the loss of every lane",
+        "cross_entropy_forward",
+        "  if (lane == 0) {\n    const bool exists",
+        "  {\n    const bool exists",
+    ),
+)
+
+REGIONS = _in(
+    "roi.cu",
+    (
+        "the slope at an integer",
+        "roi_align_grad_boxes",
+        "T(T(pixel) == ceil(position))",
+        "T(T(pixel) == floor(position) + 1)",
+    ),
+    (
+        "the line of another image width",
+        "roi_align_forward",
+        "((i64)(top + i) * columns.length + left)",
+        "((i64)(top + i) * rows.length + left)",
+    ),
+    ("p for q", "roi_align_forward", "p = within / sampling.columns;", "p = within / sampling.rows;"),
+    (
+        "no barrier before the warps' sums are added",
+        "roi_align_grad_boxes",
+        "  __syncthreads();\n  if (warp || lane",
+        "  if (warp || lane",
+    ),
+    (
+        "no barrier before weights are used",
+        "crop_and_resize_grad_images",
+        "      __syncthreads();\n\n      for (int i = 0; i < present",
+        "      for (int i = 0; i < present",
+    ),
+    (
+        "rows of strips for columns",
+        "crop_and_resize_grad_images",
+        "row = warp / strips, column = warp % strips",
+        "row = warp % strips, column = warp / strips",
+    ),
+    (
+        "rows below the image are written",
+        "roi_align_grad_features",
+        "channel >= vectors || y >= sampling.height",
+        "channel >= vectors",
+    ),
+    ("regions of all images", "roi_align_grad_features", " && image_index[candidate] == own.image;", ";"),
+    (
+        "the last bin that touches",
+        "roi_align_grad_features",
+        "bin - lane + 32 - __clz(votes)",
+        "bin - lane + 31 - __clz(votes)",
+    ),
+    ("the lower edge's share", "roi_align_grad_boxes", "(start - extent) * scale", "start * scale"),
+    ("what is outside the image", "crop_and_resize_forward", "? outside : not_a_number", "? T(0) : not_a_number"),
+)
+
+SAMPLING = _in(
+    "sampling.cuh",
+    (
+        "a coordinate in another order",
+        "crop_and_resize_forward",
+        "low * axis.scale : T(0.5) * (low + high) * axis.scale;",
+        "low * axis.scale : (low + high) * axis.scale;",
+    ),
+    (
+        "the border itself is outside",
+        "crop_and_resize_forward",
+        "s <= T(length - 1 + margin)",
+        "s < T(length - 1 + margin)",
+    ),
+    (
+        "samples are moved to one pixel too few",
+        "roi_align_forward",
+        "min(max(s, T(0)), T(length - 1))",
+        "min(max(s, T(0)), T(length - 2))",
+    ),
+    (
+        "samples at the beginning of their share",
+        "roi_align_forward",
+        "divide((T(sample) + T(0.5)) * step",
+        "divide(T(sample) * step",
+    ),
+    (
+        "boxes below a pixel aren't widened",
+        "roi_align_forward",
+        "if (!sampling.aligned) extent = max(extent, T(1));",
+        "",
+    ),
+    ("half a pixel for all", "roi_align_forward", "sampling.aligned ? T(0.5) : T(0);", "T(0.5);"),
+    ("x for y", "roi_align_forward", "box[rows ? 1 : 0]", "box[rows ? 0 : 1]"),
+    ("one step too many", "crop_and_resize_forward", "crop ? max(axis.bins - 1, 1) : axis.bins", "axis.bins"),
+    ("the last pixel of a bin", "roi_align_forward", "(int)ceil(max(one, other)) + 1}", "(int)ceil(max(one, other))}"),
+    (
+        "the first pixel of a bin",
+        "crop_and_resize_forward",
+        "(int)floor(min(one, other))",
+        "(int)ceil(min(one, other))",
+    ),
+    (
+        "a sum for a mean",
+        "roi_align_forward",
+        "sum.at[k] = divide(sum.at[k], divisor, reciprocal)",
+        "sum.at[k] = sum.at[k]",
+    ),
+    (
+        "boxes that run backwards reach nothing",
+        "crop_and_resize_grad_images",
+        "max(one, other) >= T(low - 1) && min(one, other)",
+        "other >= T(low - 1) && one",
+    ),
+)
+
+TILES = _in(
+    "tiles.cuh",
+    ("no barrier before the counts are read", "roi_pool_grad", "__popc(votes);\n  __syncthreads();", "__popc(votes);"),
+    ("all warps write to the same place", "roi_pool_grad", "if (i < warp) before += counts[i];", ""),
+    ("a lane counts itself", "roi_pool_grad", "((1u << lane) - 1))] = item", "((2u << lane) - 1))] = item"),
+    ("no barrier before the list is read", "roi_pool_grad", "= item;\n  __syncthreads();", "= item;"),
+)
+
+ROI_POOL = _in(
+    "roi_pool.cu",
+    ("halves to even", "roi_pool_forward", "{ return roundf(x); }", "{ return rintf(x); }"),
+    ("a box a pixel narrower", "roi_pool_forward", "max(last - start + T(1), T(1))", "max(last - start, T(1))"),
+    ("the last of equals", "roi_pool_forward", "value > greatest ||", "value >= greatest ||"),
+    ("the source counts columns", "roi_pool_forward", "place = y * width + x;", "place = y * height + x;"),
+    (
+        "a bin too many",
+        "roi_pool_forward",
+        "number >= (u32)regions * rows * columns",
+        "number > (u32)regions * rows * columns",
+    ),
+    ("a tile's last row", "roi_pool_grad", "at.w >= own.top;", "at.w > own.top;"),
+    (
+        "a bin before that overwrites",
+        "roi_pool_grad",
+        "[thread] += grad_output[element]",
+        "[thread] = grad_output[element]",
+    ),
+    ("a column behind the image", "roi_pool_grad", "columns = min(tile, width - own.left)", "columns = tile"),
+)
+
+BUGS = [*NMS, *DENSE, *POOLING, *RESIZE, *CONVOLUTION, *LOSSES, *REGIONS, *SAMPLING, *TILES, *ROI_POOL]
