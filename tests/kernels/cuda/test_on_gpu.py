@@ -52,7 +52,7 @@ def gpu() -> Gpu:
             pytest.skip("REFNET_DRY_RUN, but g++ isn't installed: CUDA kernels aren't emulated")
         return Gpu(np, "emulated", examples=1, repeats=2)
     try:
-        return Gpu(import_cupy(), "cuda", examples=200, repeats=REPEATS)
+        return Gpu(import_cupy(), "cuda", examples=100, repeats=REPEATS)
     except DeviceError as error:
         pytest.skip(f"no GPU: {error}")
 
