@@ -122,8 +122,20 @@ RULES = (
     ),
     Rule(
         why="memory is all that these kernels wait for, and 16 bytes an instruction ask the least of it",
-        kernel=r"refnet::(elementwise|per_channel|max_pool_.*|resample.*)<.*",
+        kernel=r"refnet::(elementwise|per_channel|max_pool_.*|resample.*)<.*|(pool_regions|gather_gradient)<float, 4,.*",
         requires=(r"LDG\.E\.128.*", r"STG\.E\.128.*"),
+    ),
+    Rule(
+        why="adding four channels at once takes a quarter of the atomic additions",
+        kernel=r"scatter_gradient<float, 4,.*",
+        requires=(r"LDG\.E\.128.*", r"REDG\.E\.ADD\.F32x4.*"),
+        least=90,
+    ),
+    Rule(
+        why="a box that many boxes are compared with is one read of shared memory",
+        source=r"nms\.cu",
+        kernel=r"nms_overlaps<.*",
+        requires=(r"LDS(\.U)?\.128.*",),
     ),
 )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from refnet.errors import CompilerError
 from refnet.kernels.cuda.nvrtc import Cubin
 
-INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
+INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P[0-9T]\s+)?([A-Z][A-Za-z0-9_.]*)", re.MULTILINE)
 """A line of a disassembly: its offset, a predicate perhaps, the instruction."""
 
 
