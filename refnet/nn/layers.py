@@ -13,7 +13,7 @@ from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, ShapeError
 from refnet.nn.init import Initializer, kaiming_normal, zeros
 from refnet.nn.module import DType, Module, Parameter
-from refnet.ops.batch_norm import batch_norm, frozen_batch_norm, move_running_statistics
+from refnet.ops.batch_norm import batch_norm, frozen_batch_norm, frozen_batch_norm_affine, move_running_statistics
 from refnet.ops.conv2d import PaddingLike, Pair, as_pair, conv2d
 from refnet.ops.conv_transpose2d import conv_transpose2d
 from refnet.ops.linear import linear
@@ -220,15 +220,26 @@ class FrozenBatchNorm2d(Module):
         self, channels: int, *, epsilon: float = 1e-5, trainable: bool = False, dtype: DType = np.float32
     ) -> None:
         _check_norm("FrozenBatchNorm2d", channels, epsilon)
-        self.epsilon = epsilon
+        self.epsilon, self.trainable = epsilon, trainable
         weight, bias = np.ones(channels, dtype), np.zeros(channels, dtype)
         self.weight = Parameter(weight) if trainable else weight
         self.bias = Parameter(bias) if trainable else bias
         self.running_mean, self.running_variance = np.zeros(channels, dtype), np.ones(channels, dtype)
 
     def __call__(self, x: Float[Tensor, "*B C"], *, training: bool) -> Float[Tensor, "*B C"]:
-        gamma, beta = (v if isinstance(v, Parameter) else Tensor(v) for v in (self.weight, self.bias))
+        gamma, beta = self._weight_and_bias()
         return frozen_batch_norm(x, gamma, beta, self.running_mean, self.running_variance, epsilon=self.epsilon)
+
+    def affine(self) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+        """The scale and the shift of each channel that the layer amounts to, as constants."""
+        gamma, beta = self._weight_and_bias()
+        scale, shift = frozen_batch_norm_affine(
+            gamma.data, beta.data, self.running_mean, self.running_variance, epsilon=self.epsilon
+        )
+        return Tensor(scale), Tensor(shift)
+
+    def _weight_and_bias(self) -> tuple[Tensor, ...]:
+        return tuple(v if isinstance(v, Parameter) else Tensor(v) for v in (self.weight, self.bias))
 
 
 def _check_channels(what: str, in_channels: int, out_channels: int, groups: int) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float
 
 from refnet.autograd import Tensor
-from refnet.nn import Conv2d, Module
-from refnet.ops import max_pool2d, relu
+from refnet.nn import Conv2d, FrozenBatchNorm2d, Module
+from refnet.ops import conv2d_fused, max_pool2d, relu
 from refnet.rcnn.config import BackboneConfig
 from refnet.rcnn.layers import INITIALIZERS, make_norm
 
@@ -42,8 +42,20 @@ class ConvNorm(Module):
         )
         self.norm = make_norm(config.norm, outputs, config, dtype)
 
-    def __call__(self, x: Tensor, *, training: bool) -> Tensor:
-        return self.norm(self.conv(x), training=training)
+    def __call__(self, x: Tensor, *, training: bool, residual: Tensor | None = None, rectified: bool = False) -> Tensor:
+        """The norm of the convolution of `x`, plus `residual`; `rectified`, its maximum with 0.
+
+        Under a frozen norm, which is a scale and a shift of each channel, all of that is one operation.
+        """
+        if isinstance(self.norm, FrozenBatchNorm2d) and not self.norm.trainable and self.conv.bias is None:
+            scale, shift = self.norm.affine()
+            conv = self.conv
+            return conv2d_fused(
+                x, conv.weight, scale, shift, residual, relu=rectified, stride=conv.stride, padding=conv.padding
+            )
+        y = self.norm(self.conv(x), training=training)
+        y = y if residual is None else y + residual
+        return relu(y) if rectified else y
 
 
 class Block(Module):
@@ -76,9 +88,9 @@ class Block(Module):
     def __call__(self, x: Tensor, *, training: bool) -> Tensor:
         y = x
         for layer in self.branch[:-1]:
-            y = relu(layer(y, training=training))
-        y = self.branch[-1](y, training=training)
-        return relu(y + (x if self.shortcut is None else self.shortcut(x, training=training)))
+            y = layer(y, training=training, rectified=True)
+        shortcut = x if self.shortcut is None else self.shortcut(x, training=training)
+        return self.branch[-1](y, training=training, residual=shortcut, rectified=True)
 
 
 def expansion(config: BackboneConfig) -> int:
@@ -112,7 +124,7 @@ class ResNet(Module):
         Choice: the stem's max-pool pads a pixel on every side, or, with "same", below and to the right of even
         images, which shifts everything that follows by a pixel.
         """
-        x = relu(self.stem(pixels, training=training))
+        x = self.stem(pixels, training=training, rectified=True)
         x = max_pool2d(x, 3, stride=2, padding="same" if self.config.padding == "same" else 1)
         features = []
         for blocks in self.stages:
