@@ -5,6 +5,7 @@
 typedef unsigned long long u64;
 typedef long long i64;
 typedef unsigned int u32;
+typedef unsigned short u16;
 
 #ifndef REFNET_EMULATED
 #define REFNET_DYNAMIC_SHARED(T, name)                                  \
@@ -102,6 +103,55 @@ __device__ __forceinline__ void atomic_add4(float* to, float a, float b, float c
   atomicAdd(to + 1, b);
   atomicAdd(to + 2, c);
   atomicAdd(to + 3, d);
+#endif
+}
+
+// The nearest bfloat16 number, ties to even, as bits (cvt.rn.bf16.f32).
+__device__ __forceinline__ u16 to_bf16(float x) {
+#ifdef REFNET_EMULATED
+  const u32 bits = __float_as_uint(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;  // every NaN becomes this one
+  return (u16)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+#else
+  u16 bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+#endif
+}
+
+// Four 8x8 matrices of 16-bit elements, or 8x4 of 32-bit ones: lane 8 m + r points at row r, 16 bytes, of matrix m.
+__device__ __forceinline__ void load_matrices(u32 (&out)[4], const void* row) {
+#ifdef REFNET_EMULATED
+  emu_ldmatrix(out, row, 4, false);
+#else
+  u32 address = (u32)__cvta_generic_to_shared(row);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(address));
+#endif
+}
+
+// The same, each matrix transposed.
+__device__ __forceinline__ void load_matrices_transposed(u32 (&out)[4], const void* row) {
+#ifdef REFNET_EMULATED
+  emu_ldmatrix(out, row, 4, true);
+#else
+  u32 address = (u32)__cvta_generic_to_shared(row);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(address));
+#endif
+}
+
+// d (16x8) += a (16x16, row major) b (16x8, column major): bfloat16 pairs, float32 sums, PTX's fragment layout.
+__device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+#ifdef REFNET_EMULATED
+  emu_mma_m16n8k16_bf16(d, a, b);
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
 

@@ -113,6 +113,12 @@ RULES = (
         requires=(r"[FD]FMA.*", r"LDS(\.U)?\.128.*"),
     ),
     Rule(
+        why="TF32 and bfloat16 are there for the tensor cores",
+        source=r"conv2d\.cu",
+        kernel=r"(correlate|outer)<(Tf32|Bf16)<.*",
+        requires=(r"HMMA\..*",),
+    ),
+    Rule(
         why="copies go from memory to shared memory by themselves while products are summed",
         source=r"conv2d\.cu",
         kernel=r"(correlate|outer)<.*",

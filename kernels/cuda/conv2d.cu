@@ -304,6 +304,116 @@ struct Simt {
   }
 };
 
+// What is common to the atoms whose warps multiply by mma.sync: a warp has a tile of WM x WN, in fragments of 16 x 8.
+template <class T, Major MAJOR, int BM, int BN, int BK, int WM, int WN, int A_PAD, int B_PAD>
+struct Fragments {
+  using Operand = T;
+  using Value = float;
+  static constexpr int ROWS = BM, COLUMNS = BN, DEPTH = BK, CHUNK = 16 / sizeof(T), RUN = 2;
+  static constexpr int FM = WM / 16, FN = WN / 8, DOWN = BM / WM, THREADS = 32 * DOWN * (BN / WN);
+  static constexpr int BLOCKS = RESIDENT / THREADS;
+  using A = Lines<T, (MAJOR == ALONG_REDUCTION ? BM : BK), (MAJOR == ALONG_REDUCTION ? BK : BM), A_PAD>;
+  using B = Lines<T, BK, BN, B_PAD>;
+  float sums[FM][FN][4];
+
+  __device__ __forceinline__ Fragments() {
+#pragma unroll
+    for (int i = 0; i < FM; i++)
+#pragma unroll
+      for (int j = 0; j < FN; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) sums[i][j][e] = 0;
+  }
+
+  static __device__ __forceinline__ int first_row() { return threadIdx.x / 32 % DOWN * WM; }
+  static __device__ __forceinline__ int first_column() { return threadIdx.x / 32 / DOWN * WN; }
+
+  template <class Visit>
+  __device__ __forceinline__ void visit_runs(Visit visit) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < FN; j++)
+#pragma unroll
+      for (int i = 0; i < FM; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+          visit(first_row() + i * 16 + half * 8 + lane / 4, first_column() + j * 8 + lane % 4 * 2, sums[i][j] + 2 * half);
+  }
+};
+
+// Tensor cores on float32 operands, each rounded to TF32 on its way from shared memory.
+template <Major MAJOR, int BM, int BN, int BK, int WM, int WN, int A_PAD, int B_PAD>
+struct Tf32 : Fragments<float, MAJOR, BM, BN, BK, WM, WN, A_PAD, B_PAD> {
+  using Base = Fragments<float, MAJOR, BM, BN, BK, WM, WN, A_PAD, B_PAD>;
+  using A = typename Base::A;
+  using B = typename Base::B;
+
+  __device__ __forceinline__ void multiply(const float* a, const float* b) {
+    const int lane = threadIdx.x % 32, group = lane / 4, member = lane % 4;
+#pragma unroll
+    for (int k = 0; k < BK; k += 8) {
+      u32 left[Base::FM][4], right[Base::FN][2];
+#pragma unroll
+      for (int i = 0; i < Base::FM; i++) {
+        const int row = Base::first_row() + 16 * i;
+        if (MAJOR == ALONG_REDUCTION) {
+          load_matrices(left[i], a + A::at(row + lane % 16, k + lane / 16 * 4));
+        } else {
+#pragma unroll
+          for (int e = 0; e < 4; e++) left[i][e] = __float_as_uint(a[A::at(k + member + e / 2 * 4, row + group + e % 2 * 8)]);
+        }
+#pragma unroll
+        for (int e = 0; e < 4; e++) left[i][e] = to_tf32(__uint_as_float(left[i][e]));
+      }
+#pragma unroll
+      for (int j = 0; j < Base::FN; j++)
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+          right[j][e] = to_tf32(b[B::at(k + member + 4 * e, Base::first_column() + 8 * j + group)]);
+#pragma unroll
+      for (int i = 0; i < Base::FM; i++)
+#pragma unroll
+        for (int j = 0; j < Base::FN; j++) mma_m16n8k8_tf32(this->sums[i][j], left[i], right[j]);
+    }
+  }
+};
+
+// Tensor cores on bfloat16 operands.
+template <Major MAJOR, int BM, int BN, int BK, int WM, int WN, int A_PAD, int B_PAD>
+struct Bf16 : Fragments<u16, MAJOR, BM, BN, BK, WM, WN, A_PAD, B_PAD> {
+  using Base = Fragments<u16, MAJOR, BM, BN, BK, WM, WN, A_PAD, B_PAD>;
+  using A = typename Base::A;
+  using B = typename Base::B;
+  static_assert(Base::FN % 2 == 0, "two fragments of columns are loaded at once");
+
+  __device__ __forceinline__ void multiply(const u16* a, const u16* b) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < BK; k += 16) {
+      u32 left[Base::FM][4], right[Base::FN][2];
+#pragma unroll
+      for (int i = 0; i < Base::FM; i++) {
+        const int row = Base::first_row() + 16 * i;
+        if (MAJOR == ALONG_REDUCTION)
+          load_matrices(left[i], a + A::at(row + lane % 16, k + lane / 16 * 8));
+        else
+          load_matrices_transposed(left[i], a + A::at(k + lane % 8 + lane / 16 * 8, row + lane / 8 % 2 * 8));
+      }
+#pragma unroll
+      for (int j = 0; j < Base::FN; j += 2) {
+        u32 both[4];
+        load_matrices_transposed(both, b + B::at(k + lane % 16, Base::first_column() + 8 * j + lane / 16 * 8));
+#pragma unroll
+        for (int e = 0; e < 4; e++) right[j + e / 2][e % 2] = both[e];
+      }
+#pragma unroll
+      for (int i = 0; i < Base::FM; i++)
+#pragma unroll
+        for (int j = 0; j < Base::FN; j++) mma_m16n8k16_bf16(this->sums[i][j], left[i], right[j]);
+    }
+  }
+};
+
 // ---- the pipeline --------------------------------------------------------------------------------------------------
 
 template <class Atom, int STAGES, class ALoader, class BLoader>
@@ -478,6 +588,30 @@ __global__ void add_splits(int splits, u32 count, int channels, int steps, const
   y[element] = epilogue(sum, element, element % channels);
 }
 
+// A number as an operand: itself, or as bfloat16.
+template <class Operand, class T>
+__device__ __forceinline__ Operand rounded(T value) {
+  if constexpr (sizeof(Operand) == 2)
+    return to_bf16(value);
+  else
+    return value;
+}
+
+// An image as operands of another type, eight elements a thread.
+template <class T, class Operand>
+__global__ void round_image(i64 eighths, const T* __restrict__ image, Operand* __restrict__ operands) {
+  const i64 eighth = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+  if (eighth >= eighths) return;
+  Vector<Operand, 8> result;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const Vector<T, 4> values = load<4>(image + eighth * 8 + half * 4);
+#pragma unroll
+    for (int i = 0; i < 4; i++) result.at[4 * half + i] = rounded<Operand>(values.at[i]);
+  }
+  store(operands + eighth * 8, result);
+}
+
 // How weights (taps, channels, groups * outputs) are laid out anew; extents and offsets in elements, per group.
 struct Packing {
   int all_channels, all_outputs;  // with zeros to whole vectors
@@ -513,6 +647,6 @@ __global__ void pack_weights(Convolution conv, Packing packing, const T* __restr
     const int channel = first_channel + c, output = first_output + o;
     if (channel < packing.all_channels && output < packing.all_outputs)
       packed[slot * packing.tap_stride + group * packing.group_stride + channel * packing.channel_stride +
-             output * packing.output_stride] = (Packed)tile[c][o];
+             output * packing.output_stride] = rounded<Packed>(tile[c][o]);
   }
 }

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from refnet.arrays import Array, namespace
 from refnet.errors import ArgumentError, DTypeError, LaunchError, ShapeError
-from refnet.kernels.cuda.program import Program, blocks, ready
+from refnet.kernels.cuda.program import Instantiation, Program, blocks, ready
 from refnet.ops.conv2d import Padding, Pair, output_extent
 
 Operation: TypeAlias = Literal["forward", "grad_input", "grad_weight"]
@@ -108,6 +109,10 @@ class Shape:
         rows = math.prod(blocks(size, s) for size, s in zip(self.size, self.stride, strict=True))
         return self.images * rows, self.channels, seen * self.outputs
 
+    def image_size(self, *, of_gradient: bool) -> int:
+        """Elements of x, or of the gradient to y."""
+        return self.result_size("forward" if of_gradient else "grad_input")
+
     def result_size(self, operation: Operation) -> int:
         """Elements of the result."""
         if operation == "forward":
@@ -174,6 +179,55 @@ def shape_of(
     return shape
 
 
+# ---- precision -----------------------------------------------------------------------------------------------------
+
+
+Precision: TypeAlias = Literal["float32", "tf32", "bf16"]
+"""What products are made of. Arrays are float32 and so are the sums; operands are rounded to 10 or 7 bits after the
+leading one for tensor cores. float64 is never rounded."""
+
+_installed: Precision = "float32"
+_scoped: ContextVar[Precision | None] = ContextVar("precision", default=None)
+
+
+def set_precision(value: Precision) -> None:
+    """Make products of `value` from now on, in every thread.
+
+    Raises:
+        ArgumentError: there is no such precision.
+    """
+    global _installed
+    _installed = _checked(value)
+
+
+@contextmanager
+def precision(value: Precision) -> Iterator[None]:
+    """Within the block, and in the present thread or task only, make products of `value`.
+
+    Where the channels of a group, or what a pixel has of them in memory, aren't whole vectors of eight, bf16 is TF32.
+
+    Raises:
+        ArgumentError: there is no such precision.
+    """
+    token = _scoped.set(_checked(value))
+    try:
+        yield
+    finally:
+        _scoped.reset(token)
+
+
+def present_precision() -> Precision:
+    """What products are made of here and now."""
+    return _scoped.get() or _installed
+
+
+def _checked(value: Any) -> Precision:
+    known: tuple[Precision, ...] = get_args(Precision)
+    if value not in known:
+        raise ArgumentError(f"precision: expected one of {', '.join(known)}, got {value!r}")
+    return known[known.index(value)]
+
+
 # ---- tiles ---------------------------------------------------------------------------------------------------------
 
 
@@ -182,70 +236,110 @@ class Tile:
     """What a block of threads works on: rows x columns of the result, `depth` of the reduction at a time.
 
     Attributes:
-        dtype: of operands and result.
+        atom: what multiplies, of conv2d.cu.
+        dtype: of the arrays.
         rows, columns, depth: of the tile.
-        thread: rows and columns of the sums of one thread.
+        part: rows and columns of the sums of one thread (Simt) or one warp.
         stages: slices in shared memory, of which all but one are being copied.
         rate: products a clock on one multiprocessor, as far as it is known: for choosing only.
+        vectors: the widths, in elements, of the gathering copies that it is compiled for.
+        operations: those that it is compiled for; the gradient to the input has the forward pass's kernel.
     """
 
+    atom: Literal["Simt", "Tf32", "Bf16"]
     dtype: str
     rows: int
     columns: int
     depth: int
-    thread: Pair
+    part: Pair
     stages: int
     rate: float
+    vectors: tuple[int, ...]
+    operations: tuple[Operation, ...] = ("forward", "grad_input", "grad_weight")
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return self.rows * self.columns // math.prod(self.thread)
+        parts = self.rows * self.columns // math.prod(self.part)
+        return parts if self.atom == "Simt" else 32 * parts
+
+    @property
+    def operand(self) -> str:
+        """The type of an operand's element in memory; of bfloat16, its bits."""
+        return "uint16" if self.atom == "Bf16" else self.dtype
+
+    @property
+    def vector(self) -> int:
+        """Elements of an operand in a copy of 16 bytes."""
+        return VECTOR // np.dtype(self.operand).itemsize
 
     def pads(self, operation: Operation) -> Pair:
         """Elements between the lines of either operand, so that a warp's reads fall into different banks.
 
-        Lines along the reduction are read by four rows at a time, 16 bytes each: 16 more bytes a line part them.
-        Lines along the result are read side by side and need none.
+        Lines along the reduction are read 16 bytes each by several rows at a time: 16 more bytes a line part them.
+        Lines along the result are read side by side; a fragment of mma.sync has four or eight lines, parted by 8
+        elements.
         """
-        return (0 if operation == "grad_weight" else VECTOR // self.itemsize), 0
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an operand's element."""
-        return np.dtype(self.dtype).itemsize
+        across = 0 if self.atom == "Simt" else 8
+        return (across if operation == "grad_weight" else self.vector), across
 
     def shared(self, operation: Operation) -> int:
         """Bytes of shared memory."""
         a_pad, b_pad = self.pads(operation)
         lines, length = (self.depth, self.rows) if operation == "grad_weight" else (self.rows, self.depth)
-        return self.stages * self.itemsize * (lines * (length + a_pad) + self.depth * (self.columns + b_pad))
+        elements = lines * (length + a_pad) + self.depth * (self.columns + b_pad)
+        return self.stages * elements * np.dtype(self.operand).itemsize
 
     def kernel(self, operation: Operation, vector: int) -> str:
         """The name expression of its kernel, which copies the gathered operand in vectors of so many elements."""
-        c_type = {"float32": "float", "float64": "double"}[self.dtype]
         major, kernel = ("ALONG_RESULT", "outer") if operation == "grad_weight" else ("ALONG_REDUCTION", "correlate")
-        numbers = (self.rows, self.columns, self.depth, *self.thread, *self.pads(operation))
-        return f"{kernel}<Simt<{c_type}, {major}, {', '.join(map(str, numbers))}>, {vector}, {self.stages}>"
+        kind = [C_TYPES[self.dtype]] if self.atom == "Simt" else []
+        numbers = (self.rows, self.columns, self.depth, *self.part, *self.pads(operation))
+        return f"{kernel}<{self.atom}<{', '.join([*kind, major, *map(str, numbers)])}>, {vector}, {self.stages}>"
 
 
-LARGE = Tile(dtype="float32", rows=128, columns=128, depth=8, thread=(8, 8), stages=4, rate=108)
-SMALL = Tile(dtype="float32", rows=64, columns=64, depth=16, thread=(8, 4), stages=3, rate=88)
-DOUBLE = Tile(dtype="float64", rows=32, columns=32, depth=16, thread=(4, 4), stages=2, rate=40)
-TILES = (LARGE, SMALL, DOUBLE)
-
-
-def vectors(tile: Tile) -> tuple[int, ...]:
-    """The widths, in elements, of the gathering copies that `tile` is compiled for."""
-    return {LARGE: (4,), SMALL: (4, 1), DOUBLE: (1,)}[tile]
+C_TYPES = {"float32": "float", "float64": "double", "uint16": "unsigned short"}
+LARGE = Tile(atom="Simt", dtype="float32", rows=128, columns=128, depth=8, part=(8, 8), stages=4, rate=95, vectors=(4,))
+SMALL = Tile(
+    atom="Simt", dtype="float32", rows=64, columns=64, depth=16, part=(8, 4), stages=3, rate=80, vectors=(4, 1)
+)
+DOUBLE = Tile(atom="Simt", dtype="float64", rows=32, columns=32, depth=16, part=(4, 4), stages=2, rate=40, vectors=(1,))
+LARGE_TF32 = Tile(
+    atom="Tf32", dtype="float32", rows=128, columns=128, depth=16, part=(64, 32), stages=4, rate=500, vectors=(4,)
+)
+SMALL_TF32 = Tile(
+    atom="Tf32", dtype="float32", rows=64, columns=64, depth=16, part=(32, 32), stages=4, rate=350, vectors=(4, 1)
+)
+LARGE_BF16 = Tile(
+    atom="Bf16", dtype="float32", rows=128, columns=128, depth=32, part=(64, 32), stages=4, rate=1000, vectors=(8,)
+)
+SMALL_BF16 = Tile(
+    atom="Bf16", dtype="float32", rows=64, columns=64, depth=32, part=(32, 32), stages=4, rate=700, vectors=(8,)
+)
+TILES: dict[Precision, tuple[Tile, ...]] = {
+    "float32": (LARGE, SMALL),
+    "tf32": (LARGE_TF32, SMALL_TF32),
+    "bf16": (LARGE_BF16, SMALL_BF16),
+}
+ALL_TILES = (DOUBLE, *itertools.chain(*TILES.values()))
 
 
 PROGRAM = Program(
     "conv2d.cu",
     [
-        *(tile.kernel(kind, v) for tile in TILES for v in vectors(tile) for kind in ("forward", "grad_weight")),
+        *(
+            Instantiation(tile.kernel(operation, vector), least=75 if tile.atom == "Simt" else 80)
+            for tile in ALL_TILES
+            for vector in tile.vectors
+            for operation in tile.operations
+            if operation != "grad_input"
+        ),
         *(f"add_splits<{t}>" for t in ("float", "double")),
         *(f"pack_weights<{t}, {t}>" for t in ("float", "double")),
+        *(
+            Instantiation(name, least=80)
+            for name in ("pack_weights<float, unsigned short>", "round_image<float, unsigned short>")
+        ),
     ],
 )
 
@@ -273,12 +367,25 @@ class Plan:
     columns: int
     packs: bool
 
-    def pieces(self, operation: Operation, shape: Shape) -> tuple[int, int]:
-        """Bytes of workspace for the weights laid out anew, and for the parts' sums; each in whole 256 bytes."""
-        reduced = shape.outputs if operation == "grad_input" else shape.channels
-        weights = shape.taps * reduced * shape.groups * self.columns * self.packs
-        sums = shape.result_size(operation) * self.splits * (self.splits > 1)
-        return tuple(blocks(count * self.tile.itemsize, 256) * 256 for count in (weights, sums))  # type: ignore[return-value]
+    def pieces(self, operation: Operation, shape: Shape) -> tuple[int, int, int]:
+        """Bytes of workspace, each in whole 256: the gathered image as operands, the other operand, the parts' sums."""
+        backward = operation == "grad_input"
+        gathered = self.rounds * shape.image_size(of_gradient=backward)
+        if operation == "grad_weight":
+            other = self.rounds * shape.image_size(of_gradient=True)
+        else:
+            reduced = shape.outputs if backward else shape.channels
+            other = self.packs * shape.taps * reduced * shape.groups * self.columns
+        sums = (self.splits > 1) * self.splits * shape.result_size(operation)
+        size = np.dtype(self.tile.operand).itemsize
+        bytes_of = (gathered * size, other * size, sums * np.dtype(self.tile.dtype).itemsize)
+        first, second, third = (blocks(count, 256) * 256 for count in bytes_of)
+        return first, second, third
+
+    @property
+    def rounds(self) -> bool:
+        """Whether images are copied as operands of another type: once, where a gather would do it once a tap."""
+        return self.tile.operand != self.tile.dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,44 +412,64 @@ def forcing(**choices: Any) -> Iterator[None]:
 
 
 def plan(operation: Operation, shape: Shape, dtype: str) -> Plan:
-    """The plan for a convolution whose arrays start at multiples of 16 bytes."""
-    return _plan(operation, shape, dtype, _forced.get())
+    """The plan for a convolution whose arrays start at multiples of 16 bytes, in the present precision."""
+    return _plan(operation, shape, dtype, present_precision(), _forced.get())
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(operation: Operation, shape: Shape, dtype: str, forced: Forced) -> Plan:
-    rows, columns, products = shape.product(operation)
-    multiple = VECTOR // np.dtype(dtype).itemsize
-    gathered = shape.outputs if operation == "grad_input" else shape.channels
-    wide = gathered % multiple == 0 and (operation != "grad_weight" or shape.outputs % multiple == 0)
-    candidates = []
-    for tile in (forced.tile,) if forced.tile else TILES:
-        for vector in vectors(tile):
-            if tile.dtype != dtype or (vector > 1 and not wide) or forced.vector not in (None, vector):
-                continue
-            grid = blocks(rows, tile.rows) * blocks(columns, tile.columns) * shape.groups
-            grid *= shape.residues if operation == "grad_input" else 1
-            depth = blocks(products, tile.depth)
-            for splits in (forced.splits,) if forced.splits else _splits(operation, shape, depth):
-                slices = max(1, blocks(depth, splits))
-                clocks: float = blocks(grid * splits, MULTIPROCESSORS) * tile.rows * tile.columns
-                clocks *= (slices * tile.depth + PROLOGUE) / tile.rate
-                clocks *= 1 if vector > 1 else SCALAR
-                if splits > 1:
-                    clocks += LAUNCH + 2 * splits * shape.result_size(operation) * tile.itemsize / BYTES_A_CLOCK
-                candidates.append(
-                    (
-                        clocks,
-                        splits,
-                        Plan(tile=tile, vector=vector, splits=splits, slices=slices, columns=0, packs=False),
-                    )
-                )
-    if not candidates:
+def _plan(operation: Operation, shape: Shape, dtype: str, wanted: Precision, forced: Forced) -> Plan:
+    _, columns, products = shape.product(operation)
+    options = [
+        (tile, vector, splits)
+        for tile in _tiles_for(operation, shape, dtype, wanted, forced)
+        for vector in tile.vectors
+        if (vector == 1 or _whole(operation, shape, vector)) and forced.vector in (None, vector)
+        for splits in ((forced.splits,) if forced.splits else _splits(operation, shape, blocks(products, tile.depth)))
+    ]
+    if not options:
         raise ArgumentError(f"conv2d: no plan for {operation} of {shape} in {dtype} with {forced}")
-    best = min(candidates, key=lambda candidate: candidate[:2])[2]
-    whole = blocks(columns, multiple) * multiple
-    packs = operation == "grad_input" or (operation == "forward" and whole != columns)
-    return replace(best, columns=whole, packs=packs)
+    tile, vector, splits = min(options, key=lambda option: _clocks(operation, shape, *option))
+    whole = blocks(columns, tile.vector) * tile.vector
+    return Plan(
+        tile=tile,
+        vector=vector,
+        splits=splits,
+        slices=max(1, blocks(blocks(products, tile.depth), splits)),
+        columns=whole,
+        packs=operation != "grad_weight"
+        and (operation == "grad_input" or whole != columns or tile.operand != tile.dtype),
+    )
+
+
+def _tiles_for(operation: Operation, shape: Shape, dtype: str, wanted: Precision, forced: Forced) -> tuple[Tile, ...]:
+    if forced.tile is not None:
+        return (forced.tile,) if forced.tile.dtype == dtype else ()
+    if dtype == "float64":
+        return (DOUBLE,)
+    if wanted == "bf16" and not _whole(operation, shape, LARGE_BF16.vector):
+        wanted = "tf32"
+    return TILES[wanted]
+
+
+def _whole(operation: Operation, shape: Shape, vector: int) -> bool:
+    """Whether what is gathered (for grad_weight, both operands) consists of whole vectors."""
+    if operation == "grad_weight":
+        return shape.channels % vector == 0 and shape.outputs % vector == 0
+    return (shape.outputs if operation == "grad_input" else shape.channels) % vector == 0
+
+
+def _clocks(operation: Operation, shape: Shape, tile: Tile, vector: int, splits: int) -> float:
+    """About how long it takes: as many rounds of blocks as the multiprocessors need, and the second launch."""
+    rows, columns, products = shape.product(operation)
+    grid = blocks(rows, tile.rows) * blocks(columns, tile.columns) * shape.groups * splits
+    grid *= shape.residues if operation == "grad_input" else 1
+    depth = max(1, blocks(blocks(products, tile.depth), splits)) * tile.depth + PROLOGUE
+    clocks = blocks(grid, MULTIPROCESSORS) * tile.rows * tile.columns * depth / tile.rate
+    clocks *= 1 if vector > 1 else SCALAR
+    if splits > 1:
+        moved = 2 * splits * shape.result_size(operation) * np.dtype(tile.dtype).itemsize
+        clocks += LAUNCH + moved / BYTES_A_CLOCK
+    return clocks
 
 
 PROLOGUE = 48  # products' worth of time for a tile's first copies and its stores
@@ -446,11 +573,11 @@ def conv2d_grad_weight(
         return grad
     chosen = plan("grad_weight", shape, dtype)
     tile = chosen.tile
-    _, sums = _workspace(xp, chosen, "grad_weight", shape)
+    images, gradients, sums = _workspace(xp, chosen, "grad_weight", shape)
+    operands = (_operand(xp, chosen, x, images), _operand(xp, chosen, grad_output, gradients))
     result = grad if chosen.splits == 1 else sums.view(dtype)[: chosen.splits * grad.size]
     grid = (_tiles("grad_weight", shape, tile), groups, chosen.splits)
-    task = _Task(splits=chosen.splits, slices=chosen.slices)
-    arguments = (shape.structure(), task, _aligned(x), _aligned(grad_output), result)
+    arguments = (shape.structure(), _Task(splits=chosen.splits, slices=chosen.slices), *operands, result)
     name = tile.kernel("grad_weight", chosen.vector)
     PROGRAM.launch(xp, name, grid, (tile.threads,), arguments, shared=tile.shared("grad_weight"), outputs=(4,))
     if chosen.splits > 1:
@@ -481,11 +608,11 @@ def _correlate(
         return y
     chosen = plan(operation, shape, dtype)
     tile = chosen.tile
-    image, w = _aligned(image), _aligned(w)
+    images, packed, sums = _workspace(xp, chosen, operation, shape)
+    w = _aligned(w)
     extras = tuple(w if array is None else ready(array) for array in (scale, shift, residual))  # w: never looked at
-    weights, sums = _workspace(xp, chosen, operation, shape)
-    if chosen.packs:
-        w = _pack(xp, operation, shape, chosen, w, weights.view(dtype))
+    image = _operand(xp, chosen, image, images)
+    weights = _pack(xp, operation, shape, chosen, w, packed) if chosen.packs else w
     result = y if chosen.splits == 1 else sums.view(dtype)[: chosen.splits * y.size]
     task = _Task(
         backward=operation == "grad_input",
@@ -496,7 +623,7 @@ def _correlate(
     )
     residues = shape.residues if operation == "grad_input" else 1
     grid = (_tiles(operation, shape, tile), shape.groups, residues * chosen.splits)
-    arguments = (shape.structure(), task, image, w, *extras, result)
+    arguments = (shape.structure(), task, image, weights, *extras, result)
     name = tile.kernel(operation, chosen.vector)
     PROGRAM.launch(xp, name, grid, (tile.threads,), arguments, shared=tile.shared(operation), outputs=(7,))
     if chosen.splits > 1:
@@ -509,16 +636,27 @@ def _tiles(operation: Operation, shape: Shape, tile: Tile) -> int:
     return blocks(rows, tile.rows) * blocks(columns, tile.columns)
 
 
-def _workspace(xp: Any, chosen: Plan, operation: Operation, shape: Shape) -> tuple[Array, Array]:
-    """The call's workspace: bytes for the weights laid out anew, and for the parts' sums."""
-    first, second = chosen.pieces(operation, shape)
-    everything = xp.empty(first + second, np.uint8)
-    return everything[:first], everything[first:]
+def _workspace(xp: Any, chosen: Plan, operation: Operation, shape: Shape) -> tuple[Array, Array, Array]:
+    """The call's workspace: bytes for the image, for the other operand, and for the parts' sums."""
+    first, second, third = chosen.pieces(operation, shape)
+    everything = xp.empty(first + second + third, np.uint8)
+    return everything[:first], everything[first : first + second], everything[first + second :]
 
 
-def _pack(xp: Any, operation: Operation, shape: Shape, chosen: Plan, w: Array, packed: Array) -> Array:
+def _operand(xp: Any, chosen: Plan, image: Array, room: Array) -> Array:
+    """`image` as the kernel reads it: itself, or rounded into the workspace."""
+    image = _aligned(image)
+    if not chosen.rounds:
+        return image
+    operand = room.view(chosen.tile.operand)[: image.size]
+    eighths = image.size // 8
+    name = f"round_image<{C_TYPES[chosen.tile.dtype]}, {C_TYPES[chosen.tile.operand]}>"
+    PROGRAM.launch(xp, name, (blocks(eighths, 256),), (256,), (np.int64(eighths), image, operand), outputs=(2,))
+    return operand
+
+
+def _pack(xp: Any, operation: Operation, shape: Shape, chosen: Plan, w: Array, room: Array) -> Array:
     """Weights as MatrixLines reads them: (taps, channels of the source, groups of columns of the result)."""
-    kind = {"float32": "float", "float64": "double"}[chosen.tile.dtype]
     pitch = shape.groups * chosen.columns
     backward = operation == "grad_input"
     reduced = shape.outputs if backward else shape.channels
@@ -532,14 +670,14 @@ def _pack(xp: Any, operation: Operation, shape: Shape, chosen: Plan, w: Array, p
         backward=backward,
     )
     grid = (blocks(packing.all_channels, 32), blocks(packing.all_outputs, 32), shape.taps * shape.groups)
-    packed = packed[: shape.taps * reduced * pitch]
-    arguments = (shape.structure(), packing, w, packed)
-    PROGRAM.launch(xp, f"pack_weights<{kind}, {kind}>", grid, (32, 8), arguments, outputs=(3,))
+    packed = room.view(chosen.tile.operand)[: shape.taps * reduced * pitch]
+    name = f"pack_weights<{C_TYPES[chosen.tile.dtype]}, {C_TYPES[chosen.tile.operand]}>"
+    PROGRAM.launch(xp, name, grid, (32, 8), (shape.structure(), packing, w, packed), outputs=(3,))
     return packed
 
 
 def _add_splits(xp: Any, chosen: Plan, parts: Array, y: Array, steps: int, extras: Sequence[Array]) -> None:
-    kind = {"float32": "float", "float64": "double"}[chosen.tile.dtype]
+    kind = C_TYPES[chosen.tile.dtype]
     numbers = (np.int32(chosen.splits), np.uint32(y.size), np.int32(y.shape[-1]), np.int32(steps))
     grid = (blocks(y.size, 256),)
     PROGRAM.launch(xp, f"add_splits<{kind}>", grid, (256,), (*numbers, parts, *extras, y), outputs=(8,))

@@ -31,8 +31,8 @@ from refnet.testing import Call, contract_of
 Setting: TypeAlias = Callable[[], AbstractContextManager[Any]]
 ATOMIC: dict[str, Setting] = {"by atomics": partial(roi.deterministic, False)}
 TILES: dict[str, Setting] = {
-    f"{tile.dtype} {tile.rows}x{tile.columns}, {splits} parts": partial(conv2d.forcing, tile=tile, splits=splits)
-    for tile in conv2d.TILES
+    f"{tile.atom} {tile.dtype} {tile.rows}, {splits} parts": partial(conv2d.forcing, tile=tile, splits=splits)
+    for tile in conv2d.ALL_TILES
     for splits in (1, 3)
 }
 SETTINGS: dict[str, dict[str, Setting]] = {
