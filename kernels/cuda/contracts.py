@@ -103,7 +103,7 @@ class Rule:
 RULES = (
     Rule(
         why="float64 runs at 1/2 to 1/64 of float32's rate, so a float32 kernel must not hold a forgotten double",
-        kernel=r"(?!.*double|refnet::(channel_sums|finish_)).*",  # these sum in float64 what four rows gave in float32
+        kernel=r"(?!.*double|refnet::(channel_sums|channel_moments|finish_)).*",  # these sum in float64 what four rows gave in float32
         forbids=(r"D(ADD|MUL|FMA|SETP|MNMX)\b.*|.*\bF64\b.*",),
     ),
     Rule(

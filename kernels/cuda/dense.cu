@@ -158,51 +158,15 @@ __global__ void move_statistics(int channels, T keep, T momentum, T correction, 
   running_variance[channel] = running_variance[channel] * keep + momentum * (variance[channel] * correction);
 }
 
-// Sums over the rows, in two launches. The first writes a block's share,
-//
-//     shares[block] = (sum (a - p) (b - q), sum (a - p))    p, q: `centre`, or 0
-//
-// and the second adds the blocks' shares up and says what they mean. Which thread sums what doesn't depend on the
-// device, so the same arrays give the same bits. Four rows are summed as they are, the fours in float64: the error is
-// that of a few roundings, whatever the number of rows.
+// Sums over the rows, in two launches. The first writes the blocks' shares of two sums, a row of `channels` each, and
+// the second adds the shares up and says what they mean. Which thread sums what doesn't depend on the device, so the
+// same arrays give the same bits. Four rows are summed as they are, the fours in float64: the error is that of a few
+// roundings, whatever the number of rows.
 
-template <int W, int THREADS, class T>
-__device__ __forceinline__ void sums_of_vectors(i64 rows, int channels, const T* __restrict__ a,
-                                                const T* __restrict__ b, const T* __restrict__ centre, int centre_a,
-                                                int centre_b, double* __restrict__ shares, double* shared) {
-  const int channel = (blockIdx.y * blockDim.x + threadIdx.x) * W;
-  const bool present = channel < channels;
-  double product[W] = {}, sum[W] = {};
-  if (present) {
-    Vector<T, W> p = {}, q = {};
-    if (centre_a) p = load<W>(centre + channel);
-    if (centre_b) q = load<W>(centre + channel);
-    const i64 step = (i64)gridDim.x * blockDim.y;
-#pragma unroll 1
-    for (i64 first = (i64)blockIdx.x * blockDim.y + threadIdx.y; first < rows; first += UNROLL * step) {
-      Vector<T, W> u[UNROLL], v[UNROLL];
-#pragma unroll
-      for (int k = 0; k < UNROLL; k++) {
-        const i64 row = first + k * step;
-        u[k] = row < rows ? load<W>(a + row * channels + channel) : p;  // p - p = 0 adds nothing
-        v[k] = row < rows ? load<W>(b + row * channels + channel) : q;
-      }
-#pragma unroll
-      for (int w = 0; w < W; w++) {
-        T products = 0, differences = 0;
-#pragma unroll
-        for (int k = 0; k < UNROLL; k++) {
-          const T difference = u[k].at[w] - p.at[w];
-          differences += difference;
-          products += difference * (v[k].at[w] - q.at[w]);
-        }
-        product[w] += products;
-        sum[w] += differences;
-      }
-    }
-  }
-
-  // halve the block's rows until one is left
+// A block's shares of both sums of its channels: halves its rows until one is left.
+template <int W, int THREADS>
+__device__ __forceinline__ void write_shares(const double (&product)[W], const double (&sum)[W], int channels,
+                                             int channel, double* __restrict__ shares, double* shared) {
   const int thread = threadIdx.y * blockDim.x + threadIdx.x;
   double* products = shared;
   double* sums = shared + W * THREADS;
@@ -222,7 +186,7 @@ __device__ __forceinline__ void sums_of_vectors(i64 rows, int channels, const T*
       }
     }
   }
-  if (threadIdx.y == 0 && present) {
+  if (threadIdx.y == 0 && channel < channels) {
     double* share = shares + (i64)blockIdx.x * 2 * channels + channel;
 #pragma unroll
     for (int w = 0; w < W; w++) {
@@ -232,15 +196,110 @@ __device__ __forceinline__ void sums_of_vectors(i64 rows, int channels, const T*
   }
 }
 
+// sum a (b - q) and sum a; q is `centre`, or 0
+template <int W, int THREADS, class T>
+__device__ __forceinline__ void sums_of_vectors(i64 rows, int channels, const T* __restrict__ a,
+                                                const T* __restrict__ b, const T* __restrict__ centre, bool centred,
+                                                double* __restrict__ shares, double* shared) {
+  const int channel = (blockIdx.y * blockDim.x + threadIdx.x) * W;
+  double product[W] = {}, sum[W] = {};
+  if (channel < channels) {
+    Vector<T, W> q = {};
+    if (centred) q = load<W>(centre + channel);
+    const i64 step = (i64)gridDim.x * blockDim.y;
+#pragma unroll 1
+    for (i64 first = (i64)blockIdx.x * blockDim.y + threadIdx.y; first < rows; first += UNROLL * step) {
+      Vector<T, W> u[UNROLL], v[UNROLL];
+#pragma unroll
+      for (int k = 0; k < UNROLL; k++) {
+        const i64 row = first + k * step;
+        u[k] = row < rows ? load<W>(a + row * channels + channel) : Vector<T, W>{};  // 0 adds nothing
+        v[k] = row < rows ? load<W>(b + row * channels + channel) : q;
+      }
+#pragma unroll
+      for (int w = 0; w < W; w++) {
+        T products = 0, sums = 0;
+#pragma unroll
+        for (int k = 0; k < UNROLL; k++) {
+          sums += u[k].at[w];
+          products += u[k].at[w] * (v[k].at[w] - q.at[w]);
+        }
+        product[w] += products;
+        sum[w] += sums;
+      }
+    }
+  }
+  write_shares<W, THREADS>(product, sum, channels, channel, shares, shared);
+}
+
 template <class T, int THREADS>
 __global__ void __launch_bounds__(THREADS, 3)
-    channel_sums(i64 rows, int channels, int width, const T* a, const T* b, const T* centre, int centre_a, int centre_b,
+    channel_sums(i64 rows, int channels, int width, const T* a, const T* b, const T* centre, bool centred,
                  double* shares) {
   __shared__ double shared[2 * WIDEST<T> * THREADS];
   if (width == 1) {
-    sums_of_vectors<1, THREADS>(rows, channels, a, b, centre, centre_a, centre_b, shares, shared);
+    sums_of_vectors<1, THREADS>(rows, channels, a, b, centre, centred, shares, shared);
   } else {
-    sums_of_vectors<WIDEST<T>, THREADS>(rows, channels, a, b, centre, centre_a, centre_b, shares, shared);
+    sums_of_vectors<WIDEST<T>, THREADS>(rows, channels, a, b, centre, centred, shares, shared);
+  }
+}
+
+constexpr int PILOT_ROWS = 16;
+
+// sum (x - p)² and sum (x - p), p the pilot: the mean of the first rows, so that x is read once and little cancels when
+// the variance is made of both. Every block computes the same pilot; the first ones write it.
+template <int W, int THREADS, class T>
+__device__ __forceinline__ void moments_of_vectors(i64 rows, int channels, const T* __restrict__ x,
+                                                   T* __restrict__ pilot, double* __restrict__ shares,
+                                                   double* shared) {
+  const int channel = (blockIdx.y * blockDim.x + threadIdx.x) * W;
+  double square[W] = {}, sum[W] = {};
+  if (channel < channels) {
+    const int count = (int)min((i64)PILOT_ROWS, rows);
+    Vector<T, W> p = {};
+    for (int row = 0; row < count; row++) {
+      const Vector<T, W> value = load<W>(x + (i64)row * channels + channel);
+#pragma unroll
+      for (int w = 0; w < W; w++) p.at[w] += value.at[w];
+    }
+#pragma unroll
+    for (int w = 0; w < W; w++) p.at[w] /= (T)count;
+    if (blockIdx.x == 0 && threadIdx.y == 0) store<W>(pilot + channel, p);
+
+    const i64 step = (i64)gridDim.x * blockDim.y;
+#pragma unroll 1
+    for (i64 first = (i64)blockIdx.x * blockDim.y + threadIdx.y; first < rows; first += UNROLL * step) {
+      Vector<T, W> value[UNROLL];
+#pragma unroll
+      for (int k = 0; k < UNROLL; k++) {
+        const i64 row = first + k * step;
+        value[k] = row < rows ? load<W>(x + row * channels + channel) : p;  // p - p = 0 adds nothing
+      }
+#pragma unroll
+      for (int w = 0; w < W; w++) {
+        T squares = 0, differences = 0;
+#pragma unroll
+        for (int k = 0; k < UNROLL; k++) {
+          const T difference = value[k].at[w] - p.at[w];
+          differences += difference;
+          squares += difference * difference;
+        }
+        square[w] += squares;
+        sum[w] += differences;
+      }
+    }
+  }
+  write_shares<W, THREADS>(square, sum, channels, channel, shares, shared);
+}
+
+template <class T, int THREADS>
+__global__ void __launch_bounds__(THREADS, 3)
+    channel_moments(i64 rows, int channels, int width, const T* x, T* pilot, double* shares) {
+  __shared__ double shared[2 * WIDEST<T> * THREADS];
+  if (width == 1) {
+    moments_of_vectors<1, THREADS>(rows, channels, x, pilot, shares, shared);
+  } else {
+    moments_of_vectors<WIDEST<T>, THREADS>(rows, channels, x, pilot, shares, shared);
   }
 }
 
@@ -272,30 +331,32 @@ __device__ __forceinline__ Sums finished(int shares, int channels, const double*
   return total;
 }
 
-// The two sums over a divisor: gradients of an affine map (1), or a mean square and the mean (the number of rows).
+// Both sums as they are: the gradients of an affine map's constants.
 template <class T>
-__global__ void finish_sums(int shares, int channels, const double* share, double divisor, T* product, T* sum) {
+__global__ void finish_sums(int shares, int channels, const double* share, T* product, T* sum) {
   const int channel = blockIdx.x * blockDim.x + threadIdx.x;
   const Sums total = finished(shares, channels, share, channel);
   if (threadIdx.y > 0 || channel >= channels) return;
-  product[channel] = (T)(total.product / divisor);
-  sum[channel] = (T)(total.sum / divisor);
+  product[channel] = (T)total.product;
+  sum[channel] = (T)total.sum;
 }
 
-// The variance from sums around nearly the mean, which what is left of the difference corrects (Chan, Golub & LeVeque
-// 1983, eq. 1.7), and batch normalisation as an affine map.
+// The mean and the variance from the moments about the pilot (Chan, Golub & LeVeque 1983, eq. 1.7), and batch
+// normalisation as an affine map.
 template <class T>
-__global__ void finish_variance(int shares, int channels, const double* share, double rows, double epsilon, const T* gamma,
-                    const T* beta, const T* mean, T* variance, T* scale, T* shift) {
+__global__ void finish_moments(int shares, int channels, const double* share, double rows, double epsilon,
+                               const T* gamma, const T* beta, const T* pilot, T* mean, T* variance, T* scale,
+                               T* shift) {
   const int channel = blockIdx.x * blockDim.x + threadIdx.x;
   const Sums total = finished(shares, channels, share, channel);
   if (threadIdx.y > 0 || channel >= channels) return;
   const double off = total.sum / rows, square = total.product / rows - off * off;
-  const double spread = square < 0 ? 0 : square;  // not max, which would hide a NaN
+  const double middle = (double)pilot[channel] + off, spread = square < 0 ? 0 : square;  // not max: NaN stays
   const double rate = (double)gamma[channel] / sqrt(spread + epsilon);
+  mean[channel] = (T)middle;
   variance[channel] = (T)spread;
   scale[channel] = (T)rate;
-  shift[channel] = (T)((double)beta[channel] - rate * (double)mean[channel]);
+  shift[channel] = (T)((double)beta[channel] - rate * middle);
 }
 
 // The gradients of gamma and beta, and with them the constants of grad_x = scale g + rate x + shift.

@@ -18,7 +18,8 @@ OPERATIONS = {
     "elementwise": ("Relu", "ReluGrad"),
     "per_channel": ("Scale", "Affine", "Combination"),
 }
-FINISHING = ("finish_sums", "finish_variance", "finish_gradients")
+SUMMING = ("channel_sums", "channel_moments")
+FINISHING = ("finish_sums", "finish_moments", "finish_gradients")
 PROGRAM = Program(
     "dense.cu",
     [
@@ -28,7 +29,7 @@ PROGRAM = Program(
             *(f"{kernel}<refnet::{f}, {T}>" for kernel, functions in OPERATIONS.items() for f in functions),
             f"fold<{T}>",
             f"move_statistics<{T}>",
-            f"channel_sums<{T}, {THREADS}>",
+            *(f"{kernel}<{T}, {THREADS}>" for kernel in SUMMING),
             *(f"{kernel}<{T}>" for kernel in FINISHING),
         )
     ],
@@ -99,7 +100,7 @@ def affine_grad_parameters(grad_output: Array, x: Array) -> tuple[Array, Array]:
     _check_channels("affine_grad_parameters", grad_output)
     check_floats("affine_grad_parameters", grad_output=grad_output, x=x)
     check_shape("affine_grad_parameters: x", x, grad_output.shape)
-    return _finish_sums(_sums(grad_output, x), x, divisor=1)
+    return _finish_sums(_sums(grad_output, x), x)
 
 
 def frozen_batch_norm_affine(
@@ -146,21 +147,20 @@ def move_running_statistics(
 def sum_rows(g: Array) -> Array:
     """See :func:`refnet.ops.sum_rows`. Two launches: the blocks' sums, then their sum."""
     _check_channels("sum_rows", g)
-    return _finish_sums(_sums(g, g), g, divisor=1)[1]
+    return _finish_sums(_sums(g, g), g)[1]
 
 
 def batch_norm_forward(x: Array, gamma: Array, beta: Array, *, epsilon: float) -> tuple[Array, Array, Array]:
-    """See :func:`refnet.ops.batch_norm_forward`. Three passes: the mean, the variance around it, an affine map."""
+    """See :func:`refnet.ops.batch_norm_forward`. Two passes: both moments, then y as an affine function of x."""
     _check_channels("batch_norm_forward", x, gamma=gamma, beta=beta)
     if x.size == 0:
         raise ShapeError(f"batch_norm_forward: expected at least one value a channel, got x of shape {x.shape}")
     xp = namespace(x, gamma, beta)
     x = ready(x)
-    _, mean = _finish_sums(_sums(x, x), x, divisor=_rows(x))
-    variance, scale, shift = (xp.empty(gamma.shape, x.dtype) for _ in range(3))
-    shares = _sums(x, x, mean, centre_first=True)
-    inputs = (np.float64(_rows(x)), np.float64(epsilon), ready(gamma), ready(beta), mean)
-    _finish("finish_variance", shares, inputs, (variance, scale, shift))
+    pilot, mean, variance, scale, shift = (xp.empty(gamma.shape, x.dtype) for _ in range(5))
+    shares = _shares("channel_moments", x, (x, pilot), (4, 5))
+    inputs = (np.float64(_rows(x)), np.float64(epsilon), ready(gamma), ready(beta), pilot)
+    _finish("finish_moments", shares, inputs, (mean, variance, scale, shift))
     return _per_channel("Affine", x, x, scale, scale, shift), mean, variance
 
 
@@ -182,35 +182,33 @@ def batch_norm_grad(
     return _per_channel("Combination", grad_output, x, scale, rate, shift), grad_gamma, grad_beta
 
 
-def _sums(a: Array, b: Array, centre: Array | None = None, *, centre_first: bool = False) -> Array:
-    """The blocks' shares (B, 2, C), float64, of the sums over rows of (a - p) (b - q) and a - p.
-
-    q is `centre`, if there is one, and p too if `centre_first`; they are 0 otherwise.
-    """
-    xp = namespace(a, b)
+def _sums(a: Array, b: Array, centre: Array | None = None) -> Array:
+    """The blocks' shares of the sums over rows of a (b - centre) and of a."""
     a, b = ready(a), ready(b)
     centres = a if centre is None else ready(centre)
-    rows, channels = _rows(a), a.shape[-1]
-    wide = width(channels, a, b, centres)
+    return _shares("channel_sums", a, (a, b, centres), (7,), np.bool_(centre is not None))
+
+
+def _shares(kernel: str, x: Array, arrays: tuple[Array, ...], outputs: tuple[int, ...], *flags: np.bool_) -> Array:
+    """What the blocks of `kernel` find in the rows of `x`, and of others of its shape: (blocks, 2, C), float64."""
+    xp = namespace(*arrays)
+    rows, channels = _rows(x), x.shape[-1]
+    wide = width(channels, *arrays)
     block = block_of(channels // wide)
     tiles = blocks(channels // wide, block[0])
     count = max(1, min(rows // (block[1] * LEAST_ROWS), SUMMING_BLOCKS // max(tiles, 1)))
     shares: Array = xp.empty((count, 2, channels), np.float64)
-    centred = np.int32(centre is not None)
-    arguments = (
-        np.int64(rows), np.int32(channels), np.int32(wide), a, b, centres, centred * np.int32(centre_first), centred,
-        shares,
-    )  # fmt: skip
-    name = f"refnet::channel_sums<{TYPES[a.dtype]}, {THREADS}>"
-    PROGRAM.launch(xp, name, (count, tiles), block, arguments, outputs=(8,))
+    arguments = (np.int64(rows), np.int32(channels), np.int32(wide), *arrays, *flags, shares)
+    name = f"refnet::{kernel}<{TYPES[x.dtype]}, {THREADS}>"
+    PROGRAM.launch(xp, name, (count, tiles), block, arguments, outputs=outputs)
     return shares
 
 
-def _finish_sums(shares: Array, like: Array, *, divisor: int) -> tuple[Array, Array]:
-    """Both sums over `divisor`, in the type of `like`."""
+def _finish_sums(shares: Array, like: Array) -> tuple[Array, Array]:
+    """Both sums, in the type of `like`."""
     xp = namespace(shares)
     product, total = (xp.empty(shares.shape[2], like.dtype) for _ in range(2))
-    _finish("finish_sums", shares, (np.float64(divisor),), (product, total))
+    _finish("finish_sums", shares, (), (product, total))
     return product, total
 
 
