@@ -29,7 +29,7 @@ FOLDER = Path(str(files("refnet.kernels.emulator"))) / "runtime"
 # one translation unit: the checker's entry points and what they call are compiled into each other
 PARTS = ("fibers", "launch", "barriers", "warp", "async_copy", "tensor_core", "warpgroup", "shadow", "metrics", "hooks")
 COMMON = ("-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-x", "c++", "-")
-RUNTIME_FLAGS = ("-std=c++20", "-O2", "-g1", "-fvisibility=default")
+RUNTIME_FLAGS = ("-std=c++20", "-O2", "-g1", "-fvisibility=default", "-ftls-model=initial-exec")
 KERNEL_FLAGS = ("-std=c++17", "-w", "-ffp-contract=off", "-fno-gnu-unique", "-include", "cuda_shim.h")
 FAST = ("-O3", "-march=native")
 # g++ instruments the code as for ThreadSanitizer and UBSan, but nothing of theirs is linked: the runtime has the hooks;

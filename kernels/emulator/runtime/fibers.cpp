@@ -9,8 +9,8 @@
 
 namespace {
 
-// Untouched pages cost nothing, so a stack is as large as local arrays of a kernel may ever want.
-constexpr size_t stack_bytes = 256 * 1024, guard_bytes = 4096;
+// A thread on a GPU may have 512 KB of local memory. Pages that it doesn't touch cost nothing.
+constexpr size_t stack_bytes = 640 * 1024, guard_bytes = 4096;
 
 // Save what a called function must keep, exchange stacks, restore. ucontext would do a system call each time.
 extern "C" void emu_switch(void** from, void* to);

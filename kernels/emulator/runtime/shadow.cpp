@@ -374,7 +374,9 @@ void emu_check_atomic(void* address, unsigned size) {
 void emu_check_range(const void* address, emu_size size, bool write) {
   if (!worker->launch->checked) return;
   const char* bytes = (const char*)address;
-  for (emu_size i = 0; i < size; i++) check_access(bytes + i, 1, write ? Access::write : Access::read, CALLER);
+  const void* place = CALLER;
+  emu_size step = ((uintptr_t)address | size) % 4 ? 1 : 4;
+  for (emu_size i = 0; i < size; i += step) check_access(bytes + i, step, write ? Access::write : Access::read, place);
 }
 
 // Forget the buffers of the last launch; those of the next follow.

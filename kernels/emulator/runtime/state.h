@@ -144,7 +144,7 @@ struct Launch {
   std::atomic<int> failed;
 };
 
-extern __thread Worker* worker __attribute__((tls_model("initial-exec"), visibility("hidden")));
+extern __thread Worker* worker;
 extern Fault the_fault;
 
 inline uint64_t next_random(uint64_t& state) {  // splitmix64

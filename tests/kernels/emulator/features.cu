@@ -147,11 +147,11 @@ template <class T> __global__ void mathematics(const T* x, T* y) {
   y[threadIdx.x] = max(min(sqrt(v), exp(-v)), fabs(floor(v) - v)) + (isnan(v) ? T(1) : log1p(v)) + fma(v, v, v);
 }
 
-__global__ void many_locals(float* y) {  // 128 KB of them
-  float own[32768];
-  for (int i = 0; i < 32768; i++) own[i] = i + threadIdx.x;
+__global__ void many_locals(float* y) {  // 500 KB of them
+  float own[128000];
+  for (int i = 0; i < 128000; i += 1000) own[i] = i + threadIdx.x;
   __syncthreads();
-  y[threadIdx.x] = own[32767 - threadIdx.x];
+  y[threadIdx.x] = own[127000 - 1000 * threadIdx.x];
 }
 
 __global__ void huge_static_shared(float* y) {

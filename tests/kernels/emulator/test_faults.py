@@ -25,7 +25,7 @@ EXPECTED = {
     "write_past_end": ("memcheck", r"write of 4 bytes, 0 bytes past the end of argument 2"),
     "vector_over_the_end": ("memcheck", r"read of 16 bytes, 0 bytes past the end of argument 1"),
     "atomic_past_end": ("memcheck", r"atomic operation of 4 bytes, 0 bytes past the end of argument 2"),
-    "copy_past_end": ("memcheck", r"of 1 bytes, 0 bytes past the end of argument 1"),
+    "copy_past_end": ("memcheck", r"read of 4 bytes, 0 bytes past the end of argument 1"),
     "dynamic_shared_past_end": ("memcheck", r"write of 4 bytes, 0 bytes past the end of dynamic shared memory"),
     "declared_extent": ("memcheck", r"index outside an array's declared extent"),
     "local_array": ("memcheck", r"index outside an array's declared extent"),
