@@ -53,15 +53,16 @@ class _Kernel:
             KernelFault: the kernel did what it must not.
         """
         self._check_limits(grid, block, shared)
-        values = [_on_host(value) for value in arguments]
+        # within an array of the emulator's stand-in for CuPy is one of NumPy's
+        values = [getattr(value, "_host", value) for value in arguments]
         packed = self._pack(values, outputs)
         addresses = (ctypes.c_void_p * len(packed))(*map(ctypes.addressof, packed))
+        extents = [(ctypes.c_uint * 3)(*(*map(int, extent), 1, 1)[:3]) for extent in (grid, block)]
         request = Request(
             self.compiled.address,
             ctypes.pointer(self.compiled.module),
             ctypes.addressof(addresses),
-            _extent(grid),
-            _extent(block),
+            *extents,
             shared,
             self.settings.seed,
             self.settings.workers,
@@ -72,7 +73,7 @@ class _Kernel:
             if self.settings.mode == "fast":
                 self._launch(request)
                 return
-            self._register(values, outputs, [_on_host(value) for value in also])
+            self._register(values, outputs, [getattr(value, "_host", value) for value in also])
             try:
                 self._launch(request)
                 self._check_outputs(values, outputs)
@@ -114,7 +115,7 @@ class _Kernel:
             what = f"{self.name}: argument {index}"
             if pointer:
                 _check_array(what, value, kind, size, pointer == "p")
-                packed.append(ctypes.c_void_p(_address(value)))
+                packed.append(ctypes.c_void_p(value.ctypes.data))
             else:
                 if index in outputs:
                     raise LaunchError(f"{what}: an output must be an array")
@@ -131,23 +132,28 @@ class _Kernel:
                         f"{self.name}: argument {output}, an output, shares memory with argument {index}, so it is "
                         "also read"
                     )
-            ctypes.memset(_address(values[output]), 0xFF, values[output].nbytes)
+            ctypes.memset(values[output].ctypes.data, 0xFF, values[output].nbytes)
 
     def _register(self, values: Sequence[Any], outputs: Sequence[int], also: Sequence[Any]) -> None:
         """Tell the checker which memory is the kernel's."""
-        module = self.compiled.module
-        runtime().emu_clear_buffers(module.low, module.high)
-        pointers = (pointer for _, pointer, _ in self.compiled.parameters)
-        for index, (value, pointer) in enumerate(zip(values, pointers, strict=True)):
-            if pointer:
-                _add(f"argument {index}", value, initialised=index not in outputs, constant=pointer == "c")
-        for index, value in enumerate(also):
-            _add(f"also {index}", value, initialised=True, constant=not value.flags.writeable)
+        module, pointers = self.compiled.module, (pointer for _, pointer, _ in self.compiled.parameters)
+        buffers = [
+            (f"argument {index}", value, index not in outputs, pointer == "c")
+            for index, (value, pointer) in enumerate(zip(values, pointers, strict=True))
+            if pointer
+        ]
+        buffers += [(f"also {index}", value, True, not value.flags.writeable) for index, value in enumerate(also)]
+        library = runtime()
+        library.emu_clear_buffers(module.low, module.high)
+        for name, value, initialised, constant in buffers:
+            library.emu_add_buffer(
+                value.ctypes.data, value.nbytes, value.itemsize, initialised, constant, name.encode()
+            )
 
     def _check_outputs(self, values: Sequence[Any], outputs: Sequence[int]) -> None:
         first = ctypes.c_uint64()
         for index in outputs:
-            missed = runtime().emu_count_unwritten(_address(values[index]), ctypes.byref(first))
+            missed = runtime().emu_count_unwritten(values[index].ctypes.data, ctypes.byref(first))
             if missed:
                 item = values[index].itemsize
                 raise KernelFault(
@@ -168,32 +174,18 @@ class _Kernel:
             metrics.add(source, line, kind, tuple(counters))
 
     def _with_places(self, text: str) -> str:
-        """Addresses become file and line, with those of the calls that were inlined."""
+        """Addresses become file and line, with those of the calls that were inlined; shared memory gets its names."""
 
         def place(match: re.Match[str]) -> str:
             lines = [f"{name}:{line}" for name, line in self.compiled.lines(int(match[1], 16))]
             return " called at ".join(lines) or "an unknown place"
 
-        return re.sub(r"@(0x[0-9a-f]+)@", place, text)
+        def variable(match: re.Match[str]) -> str:
+            found = self.compiled.shared_variable(int(match[1]))
+            return f"byte {found[1]} of __shared__ {found[0]}" if found else match[0]
 
-
-def _on_host(value: Any) -> Any:
-    """NumPy's array within an array of the emulator's stand-in for CuPy; anything else itself."""
-    return getattr(value, "_host", value)
-
-
-def _address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])
-
-
-def _extent(extents: tuple[int, ...]) -> Any:
-    return (ctypes.c_uint * 3)(*(*(int(extent) for extent in extents), 1, 1)[:3])
-
-
-def _add(name: str, array: np.ndarray, *, initialised: bool, constant: bool) -> None:
-    runtime().emu_add_buffer(
-        _address(array), array.nbytes, max(array.itemsize, 1), initialised, constant, name.encode()
-    )  # fmt: skip
+        text = re.sub(r"@(0x[0-9a-f]+)@", place, text).replace("@(nil)@", "an unknown place")
+        return re.sub(r"byte (\d+) of __shared__ memory", variable, text)
 
 
 def _check_array(what: str, value: Any, kind: str, size: int, written: bool) -> None:

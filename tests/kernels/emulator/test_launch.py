@@ -207,9 +207,7 @@ def test_equal_texts_in_two_folders_are_compiled_once(tmp_path: Path, cache: Pat
     assert len(list((cache / "emulator").glob("scale*"))) == 1
 
 
-def test_another_compiler_or_processor_gets_code_of_its_own(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_compiler_makes_code_of_its_own(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "scale.cu"
     source.write_text(SCALE.format(factor="3"))
     assert scaled(source) == 3
