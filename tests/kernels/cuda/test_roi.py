@@ -14,6 +14,9 @@ import refnet.ops as ops
 from refnet.errors import DTypeError, ShapeError
 from refnet.kernels.cuda import KERNELS, roi
 from refnet.kernels.emulator import available, running, standin
+from refnet.rcnn.config import RoiTargetConfig
+from refnet.rcnn.structures import GroundTruth
+from refnet.rcnn.targets import mask_targets
 from tests.regions import Regions, regions
 from tests.sampled_regions import CHECKS, UNIT, rough
 
@@ -193,6 +196,28 @@ def test_gradients_are_adjoint(case: Regions, whole: bool, gathers: bool) -> Non
     )
     count = v.size * max(u.size, 1) + 100
     assert abs((pooled * u).sum() - (v * sent).sum()) <= count * UNIT[np.float64] * (sizes * abs(u)).sum()
+
+
+@pytest.mark.parametrize("sampling", ["roi_align", "crop_and_resize"])
+def test_mask_targets_are_decided_alike(sampling: Any) -> None:
+    """Whole boxes of 4 to 32 pixels, so that many values are exactly the half at which a mask begins."""
+    rng = np.random.default_rng(3)
+    masks = rng.random((3, 33, 33)) < 0.5
+    corners, sides = rng.integers(-2, 18, (30, 2)), 2 ** rng.integers(2, 6, (30, 2))
+    boxes = np.concatenate([corners, corners + sides + (sampling == "crop_and_resize")], axis=1).astype(np.float32)
+    objects = GroundTruth(
+        boxes=np.array([[0, 0, 33, 33]] * 3, np.float32),
+        classes=np.ones(3, np.int64),
+        masks=masks,
+        crowd=np.zeros(3, bool),
+    )
+    config = RoiTargetConfig(mask_sampling=sampling, mask_values="threshold")
+    size = 4 if sampling == "roi_align" else 5
+    given = boxes, objects, rng.integers(0, 3, 30), (33, 33), size, config
+    expected = mask_targets(*given)
+    name = f"{sampling}_forward"
+    with getattr(ops, name).using(partial(checked, name, 1, True)):
+        np.testing.assert_array_equal(mask_targets(*given), expected)
 
 
 # ---- the same bits -------------------------------------------------------------------------------------------------
