@@ -30,12 +30,29 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_example_is_tested_here():
-    tested = {"gradient_of_an_op.py", "train_on_shapes.py", "detect_one_image.py", "trace_the_pipeline.py"}
+    tested = {
+        "detect_one_image.py",
+        "gradient_of_an_op.py",
+        "trace_the_pipeline.py",
+        "train_on_shapes.py",
+        "write_a_kernel.py",
+    }
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
 def test_gradient_of_an_op(tmp_path):
     assert run(EXAMPLES / "gradient_of_an_op.py", cwd=tmp_path).endswith("both equal central differences\n")
+
+
+def test_write_a_kernel(tmp_path):
+    """The mistake is found, its reproduction runs, and the kernel without it keeps its contract."""
+    output = run(EXAMPLES / "write_a_kernel.py", cwd=tmp_path)
+    first, _, rest = output.partition("to see it again:\n")
+    assert "an IoU that equals the threshold" in first
+    program, _, report = rest.partition("\nnms: nms on the CPU keeps its contract\n")
+    assert "calls refused     6" in report
+    (tmp_path / "again.py").write_text(program)
+    assert run(tmp_path / "again.py", cwd=tmp_path) == "specification:\n[0 1]\nkernel:\n[0]\n"
 
 
 def test_train_on_shapes(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,9 @@ def kernel_code(kernel: Callable[..., Any]) -> str:
         importable = False
     if importable and module != "__main__":
         return f"from {module} import {name} as kernel"
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if importable and script:
+        return file_kernel(Path(script).resolve(), name)
     title = name or repr(kernel)
     return f"kernel = operation.specification  # put {title} here: it has no name that could be imported"
 
