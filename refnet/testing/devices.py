@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -21,15 +20,15 @@ def array_module(device: Device) -> Any:
 
     Raises:
         ArgumentError: there is no such device.
-        DeviceError: CuPy isn't imported.
+        DeviceError: there is no GPU, or CuPy isn't installed.
     """
     if device not in get_args(Device):
         raise ArgumentError(f"device must be one of {', '.join(get_args(Device))}, got {device!r}")
     if device != "cuda":
         return np
-    if "cupy" not in sys.modules:
-        raise DeviceError("a kernel on a GPU gets arrays of CuPy, which its program has to import; it isn't imported")
-    return sys.modules["cupy"]
+    from refnet.kernels.cuda.cupy_module import import_cupy
+
+    return import_cupy()
 
 
 def run(kernel: Callable[..., Any], call: Call, device: Device, schedule: int) -> Any:

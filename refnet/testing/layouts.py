@@ -13,7 +13,7 @@ MARGIN = 3  # numbers before and behind, an odd number: vectors of 16 bytes aren
 
 
 def laid_out(array: Array, layout: Layout, xp: Any = np) -> Any:
-    """The numbers of `array` in another layout; :func:`owner` is all the memory that it lies in.
+    """The numbers of `array` in another layout.
 
     "contiguous" is C order and "fortran" that of Fortran, "reversed" has negative strides along all axes, "spread"
     uses every second number along all axes, "surrounded" is the inside of a larger array. What lies between and around
@@ -24,21 +24,21 @@ def laid_out(array: Array, layout: Layout, xp: Any = np) -> Any:
         layout: the layout.
         xp: the namespace that the result belongs to.
     """
-    numbers = xp.asarray(array)
+    return with_memory(array, layout, xp)[0]
+
+
+def with_memory(array: Array, layout: Layout, xp: Any = np) -> tuple[Any, Any]:
+    """:func:`laid_out`, and all the memory that it lies in."""
     if layout == "contiguous" or not array.ndim:
-        return numbers.copy()
+        plain = xp.asarray(array.copy())
+        return plain, plain
     if layout == "fortran":
-        return xp.asfortranarray(numbers).copy(order="F")
-    place = PLACES[layout]
-    shape, inside = place(array.shape)
-    buffer = xp.full(shape, unreadable(array.dtype), array.dtype)
-    buffer[inside] = numbers
-    return buffer[inside]
-
-
-def owner(array: Any) -> Any:
-    """The array whose memory `array` is a view of; itself if it has its own."""
-    return array if array.base is None else owner(array.base)
+        turned = xp.asarray(array.T.copy())  # in C order
+        return turned.T, turned
+    shape, inside = PLACES[layout](array.shape)
+    buffer = xp.asarray(np.full(shape, unreadable(array.dtype), array.dtype))
+    buffer[inside] = xp.asarray(array)
+    return buffer[inside], buffer
 
 
 def unreadable(dtype: Any) -> Any:
