@@ -56,7 +56,8 @@ class Contract:
         refusals: calls, by name, that must raise an error of refnet's.
         adjoints: arguments that the first result is linear in.
         order_may_vary: whether sums may be taken in another order each time (atomics), so that bits may differ.
-        writes: names of arguments that a kernel changes in place; they are checked as results are, behind the results.
+        writes: names of arguments that a kernel changes in place; they are in C order, and are checked as results are,
+            behind the results.
     """
 
     operation: KernelOp[..., Any]

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from refnet.arrays import device_of
-from refnet.errors import ArgumentError, DeviceError
+from refnet.errors import ArgumentError
 from refnet.testing.calls import Call
 
 Device: TypeAlias = Literal["cpu", "cuda", "emulated"]

@@ -368,8 +368,9 @@ class _One:
         memory: dict[str, list[Any]] = {}
 
         def placed(name: str, array: Array) -> Any:
-            given, whole = with_memory(array, self.example.layout, check.xp)
-            if name not in check.contract.writes:
+            written = name in check.contract.writes
+            given, whole = with_memory(array, "contiguous" if written else self.example.layout, check.xp)
+            if not written:
                 memory.setdefault(name, []).append(whole)
             return given
 
@@ -419,8 +420,9 @@ class _One:
         for position, (result, entry) in enumerate(zip(results, self.expected, strict=True)):
             allowed = np.zeros(()) if entry.allowed is None else entry.allowed
             with np.errstate(invalid="ignore"):
-                error = abs(result.astype(np.float64) - entry.value)
-                good = (error <= allowed) | (result == entry.value) | (np.isnan(result) & np.isnan(entry.value))
+                error = np.asarray(abs(result.astype(np.float64) - entry.value))
+                unknown = np.isnan(result) & np.isnan(entry.value)
+                good = np.asarray((error <= allowed) | (result == entry.value) | unknown)
             if not good.all():
                 raise self.mismatch(_departure(position, results, entry.value, error, allowed, good), results)
             share = np.divide(error, allowed, out=np.zeros(error.shape), where=(allowed > 0) & np.isfinite(error))
@@ -480,6 +482,7 @@ class _One:
                 device=check.device,
                 schedule=example.schedule,
                 times=times,
+                writes=check.contract.writes,
             ),
             numbers=self.call.size,
         )

@@ -32,6 +32,7 @@ def program(
     schedule: int = 0,
     raises: bool = False,
     times: int = 1,
+    writes: tuple[str, ...] = (),
 ) -> str:
     """A program that makes `call` of the specification and of the kernel, and prints both results.
 
@@ -42,6 +43,7 @@ def program(
         layout, device, schedule: how the kernel got them.
         raises: whether it is the specification's error that the kernel lacks.
         times: how often the kernel is called.
+        writes: arguments that are changed in place.
     """
     lines = ["import numpy as np"]
     if device == "cuda":
@@ -61,12 +63,17 @@ def program(
     if raises:
         lines += ["try:", f"    operation.specification({plain})", "except Exception as error:"]
         lines.append('    print(f"the specification raises {type(error).__name__}: {error}")')
+    elif writes:
+        kept = ", ".join(f"{name}.copy()" for name in writes)
+        lines += [f"before = {kept},", f"operation.specification({plain})"]
+        lines.append(f'print("specification:", {", ".join(writes)}, sep="\\n")')
+        lines.append(f"{', '.join(writes)}, = before")
     else:
         lines.append(f'print("specification:", operation.specification({plain}), sep="\\n")')
     for name, value in call.arrays.items():
-        if "laid_out" in helpers and value is not None:
+        if "laid_out" in helpers and value is not None and name not in writes:
             lines.append(f"{name} = {_laid_out(name, value, layout, device)}")
-    statement = f'print("kernel:", kernel({plain}), sep="\\n")'
+    statement = f'print("kernel:", {", ".join([f"kernel({plain})", *writes])}, sep="\\n")'
     if device == "emulated":
         seeds = range(schedule, schedule + times)
         lines += [f'with running(mode="check", seed={seed}):\n    {statement}' for seed in seeds]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from refnet.ops import affine_forward, affine_grad_input, affine_grad_parameters, relu_forward, relu_grad
+from refnet.ops import affine_forward, affine_grad_input, affine_grad_parameters, relu_forward, relu_grad, sum_rows
 from refnet.testing.bounds import sums
 from refnet.testing.calls import Call, Kind, Shape, Values
 from refnet.testing.contract import Adjoint, Contract
@@ -69,8 +69,8 @@ def _affine_edges(names: tuple[str, ...]) -> dict[str, Call]:
     return edges
 
 
-def _rows(call: Call) -> int:
-    x: Any = call["x"]
+def _rows(call: Call, name: str = "x") -> int:
+    x: Any = call[name]
     return int(x.size // x.shape[-1])
 
 
@@ -114,5 +114,13 @@ CONTRACTS = (
         bound=sums(_rows),
         why="sums over the rows of the batch",
         adjoints=(Adjoint(of="grad_output", transposed=lambda u, call: call["x"].astype(np.float64) * u),),
+    ),
+    Contract(
+        operation=sum_rows,
+        inputs=_affine_calls(("g",)),
+        edges=_affine_edges(("g",)),
+        bound=sums(lambda call: _rows(call, "g")),
+        why="a sum over the rows of the batch",
+        adjoints=(Adjoint(of="g", transposed=lambda u, call: np.broadcast_to(u, call["g"].shape)),),
     ),
 )

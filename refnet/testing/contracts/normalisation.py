@@ -22,11 +22,11 @@ import numpy as np
 from hypothesis import strategies as st
 
 from refnet.arrays import Array
-from refnet.ops import batch_norm_forward, batch_norm_grad, frozen_batch_norm_affine
-from refnet.testing.bounds import Expected, Rounding
+from refnet.ops import batch_norm_forward, batch_norm_grad, frozen_batch_norm_affine, move_running_statistics
+from refnet.testing.bounds import Expected, Rounding, near
 from refnet.testing.calls import Call, Kind, Shape, Values
 from refnet.testing.contract import Contract
-from refnet.testing.strategies.drawing import Draw, seeds, shapes
+from refnet.testing.strategies.drawing import Draw, kinds, seeds, shapes
 
 
 def _forward(shape: Shape, kind: Kind, seed: int, *, epsilon: float = 1e-3, mean: float = 0.0) -> Call:
@@ -115,6 +115,26 @@ def _bound_affine(specification: Callable[..., Any], call: Call, rounding: Round
     )
 
 
+def _moved(channels: int, kind: Kind, seed: int, momentum: float = 0.1, correction: float = 1.25) -> Call:
+    names = ("running_mean", "running_variance", "mean", "variance")
+    rows = {name: Values((channels,), kind, seed + position) for position, name in enumerate(names)}
+    return Call.of(rows, {"momentum": momentum, "correction": correction}, exact=False)
+
+
+def _bound_moved(specification: Callable[..., Any], call: Call, rounding: Rounding) -> tuple[Expected, ...]:
+    """1 - momentum, momentum, the correction, at most three products and a sum are rounded."""
+    wide = call.astype(np.float64)
+    before = wide.map(lambda _, a: a.copy())
+    wide.apply(specification)
+    momentum, corrections = call["momentum"], (1.0, call["correction"])
+    moved = []
+    for statistic, correction in zip(("mean", "variance"), corrections, strict=True):
+        running = f"running_{statistic}"
+        size = (1 - momentum) * abs(before[running]) + momentum * correction * abs(before[statistic])
+        moved.append(near(wide[running], 8 * (rounding.unit + 2.0**-53) * size))
+    return tuple(moved)
+
+
 BATCHES: dict[str, Shape] = {
     "one number": (1, 1),
     "one row": (1, 33),
@@ -155,5 +175,24 @@ CONTRACTS = (
         },
         bound=_bound_affine,
         why="six roundings at most in the scale, and two more in the shift",
+    ),
+    Contract(
+        operation=move_running_statistics,
+        inputs=st.builds(
+            _moved,
+            st.integers(0, 70),
+            kinds,
+            seeds,
+            st.sampled_from([0.1, 0.01, 1.0, 0.0]),
+            st.sampled_from([1.0, 1.25]),
+        ),
+        edges={
+            **{f"{count} channels": _moved(count, "normal", 29) for count in (0, 1, 31, 32, 33, 64, 65, 257)},
+            "nothing moves": _moved(5, "normal", 29, momentum=0.0),
+            "all is replaced": _moved(5, "normal", 29, momentum=1.0),
+        },
+        bound=_bound_moved,
+        why="seven roundings at most",
+        writes=("running_mean", "running_variance"),
     ),
 )
