@@ -348,7 +348,12 @@ REGIONS = _in(
         "((i64)(top + i) * columns.length + left)",
         "((i64)(top + i) * rows.length + left)",
     ),
-    ("p for q", "roi_align_forward", "p = within / sampling.columns;", "p = within / sampling.rows;"),
+    (
+        "rows for columns",
+        "roi_align_forward",
+        "stop = min(first + length, sampling.columns);",
+        "stop = min(first + length, sampling.rows);",
+    ),
     (
         "no barrier before the warps' sums are added",
         "roi_align_grad_boxes",
