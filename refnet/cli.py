@@ -6,7 +6,6 @@ are parsed twice: once for what the defaults come from (a configuration file, a 
 with these defaults in the help text too, for everything.
 """
 
-import importlib
 import itertools
 import json
 import os
@@ -23,7 +22,7 @@ import tyro
 import refnet
 from refnet.arrays import Array
 from refnet.data import CocoDataset, Dataset, Sample, ShapesConfig, keypoint_scheme, read_image, write_shapes
-from refnet.errors import ConfigError, DataError, RefnetError
+from refnet.errors import ConfigError, DataError, DeviceError, RefnetError
 from refnet.rcnn.config import ModelConfig
 from refnet.rcnn.model import MaskRCNN
 from refnet.rcnn.presets import PRESETS
@@ -72,6 +71,7 @@ SEEN_OR_ONLY_IN_TRAINING = (  # fields of the others that the shapes of weights 
 T = TypeVar("T")
 Flat: TypeAlias = Annotated[T, tyro.conf.arg(name="")]  # the record's fields are flags without a prefix
 Device: TypeAlias = Literal["cpu", "cuda"]
+Precision: TypeAlias = Literal["float32", "tf32", "bf16"]
 Opened: TypeAlias = tyro.conf.Suppress[tyro.conf.Fixed[Source | None]]  # no flag: what was read for the defaults
 Preset: TypeAlias = Literal[
     "torchvision",
@@ -152,6 +152,8 @@ class Eval:
     """The file to write the results to, instead of RUN/results.json."""
     device: Device = "cpu"
     """Where the network lives: cuda is a GPU of NVIDIA's, and needs CuPy."""
+    precision: Precision = "float32"
+    """What the products of convolutions are made of on a GPU; tf32 and bf16 are rounded, and faster."""
     opened: Opened = None
 
     def run(self) -> int:
@@ -205,6 +207,8 @@ class Predict(_OnImages):
     """Only objects of at least this score are drawn; detections.json has all of them."""
     device: Device = "cpu"
     """Where the network lives: cuda is a GPU of NVIDIA's, and needs CuPy."""
+    precision: Precision = "float32"
+    """What the products of convolutions are made of on a GPU; tf32 and bf16 are rounded, and faster."""
 
     def run(self) -> int:
         """Predict."""
@@ -583,35 +587,20 @@ def _for_keypoints(model: ModelConfig, origin: Origin, dataset: Dataset) -> Mode
 def _set_up_process(config: TrainConfig) -> None:
     """Settings of the whole process, so they are up to the program and not to the library."""
     from refnet import kernels
+    from refnet.kernels.cuda.conv2d import set_precision
+    from refnet.kernels.cuda.cupy_module import import_cupy
 
     keep_freed_memory()
     if config.device == "cuda":
-        _find_gpu()
+        try:
+            import_cupy()
+        except DeviceError as error:
+            raise ConfigError(f"--device cuda: {error}; pip install 'refnet[cuda]' installs CuPy") from error
+        set_precision(config.precision)
     if config.kernels == "tuned":
         kernels.install()
     else:
         kernels.uninstall()
-
-
-def _find_gpu() -> None:
-    """Import CuPy, whose arrays live on a GPU.
-
-    Raises:
-        ConfigError: it isn't installed, or finds no GPU.
-    """
-    try:
-        cupy = importlib.import_module("cupy")
-    except ImportError as error:
-        raise ConfigError(
-            "--device cuda: arrays on a GPU are CuPy's, which isn't installed; pip install 'refnet[cuda]' does it "
-            f"({error})"
-        ) from error
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except RuntimeError as error:  # without a driver CuPy can be imported, and no more
-        raise ConfigError(f"--device cuda: expected a GPU and its driver, CuPy finds none: {error}") from error
-    if not count:
-        raise ConfigError("--device cuda: expected a GPU, CuPy finds none")
 
 
 def _opened(command: Eval | Predict | Convert | TraceImages) -> Source:
@@ -625,7 +614,7 @@ def _eval(command: Eval) -> int:
     dataset = None if data is None else data.validation(command.model.input.channels)
     if dataset is None:
         raise ConfigError(f"eval: {source.path} names no images to evaluate on; --images and --annotations do")
-    _set_up_process(replace(source.train, device=command.device))
+    _set_up_process(replace(source.train, device=command.device, precision=command.precision))
     model = _loaded(source, command.model)
     model.to(command.device)
     folder = source.path if source.path.is_dir() else None
@@ -747,7 +736,7 @@ def _predict(command: Predict) -> int:
 
     images = command.images()
     source = _opened(command)
-    _set_up_process(replace(source.train, device=command.device))
+    _set_up_process(replace(source.train, device=command.device, precision=command.precision))
     model = _loaded(source, command.model)
     model.to(command.device)
     command.out.mkdir(parents=True, exist_ok=True)
@@ -779,7 +768,7 @@ def _trace(command: TraceImages) -> int:
         datasets = {folder: CocoDataset(folder, command.annotations, channels=channels) for folder in folders}
         samples = [_annotated(path, datasets[path.parent], source) for path, _ in given]
         images, truth = [sample.image for sample in samples], [sample.truth for sample in samples]
-    _set_up_process(replace(source.train, device="cpu"))
+    _set_up_process(replace(source.train, device="cpu", precision="float32"))
     model = _loaded(source, command.model)
     model.astype(np.dtype(command.dtype))
     trace = record(model, images, truth, seed=command.seed)

@@ -178,6 +178,9 @@ class TrainConfig:
     for 17 points, and 0.05 for each of any other number."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the network lives: cuda is a GPU of NVIDIA's, and needs CuPy."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """What the products of convolutions are made of on a GPU; arrays and sums are float32. Tensor cores take factors that
+    are rounded, to 10 bits behind the leading one (tf32) or to 7 (bf16), and are several times as fast."""
     kernels: Literal["tuned", "specification"] = "tuned"
     """tuned: the fast kernels of refnet.kernels. specification: the normative text itself."""
 
@@ -197,6 +200,10 @@ class TrainConfig:
             f"milestones belong to schedule multi_step, and it to them; got {self.milestones} for {self.schedule}",
         )
         self.learning_rate()
+        check(
+            self.device == "cuda" or self.precision == "float32",
+            f"precision is that of a GPU, a CPU has float32 only; got {self.precision} on {self.device}",
+        )
         check(
             self.device == "cpu" or self.kernels == "tuned",
             f"kernels must be tuned on a GPU, where the specification doesn't run, got {self.kernels}",

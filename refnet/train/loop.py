@@ -36,10 +36,12 @@ ADJUSTABLE = (
     "val_images",
     "val_annotations",
     "detections",
+    "precision",
     "oks_sigmas",
 )
 """What a resumed run may change, since no step before the checkpoint would have been another one; a cosine's steps
-would, and are up to the user. Another device rounds in another way."""
+would, and are up to the user. Another device, or precision,
+rounds in another way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

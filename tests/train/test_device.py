@@ -26,11 +26,13 @@ from PIL import Image
 import refnet.kernels
 import refnet.rcnn.model
 from refnet.arrays import device_of, to_host
+from refnet.cli import _set_up_process as set_up_process
 from refnet.cli import main
 from refnet.data import Sample
 from refnet.errors import DeviceError, KernelError
 from refnet.kernel_op import operations
-from refnet.kernels.cuda import KERNELS
+from refnet.kernels.cuda import KERNELS, conv2d
+from refnet.kernels.cuda.cupy_module import import_cupy
 from refnet.kernels.emulator import available, running, standin
 from refnet.nn import NonFiniteError, Optimizer
 from refnet.rcnn.losses import Losses
@@ -58,11 +60,16 @@ LAST_PLACE = 2.0**-23  # of float32
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The stand-in in CuPy's place, and refnet's kernels for both devices."""
-    monkeypatch.setitem(sys.modules, "cupy", standin)
+def gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """The stand-in in CuPy's place, but for tests that need a GPU, and refnet's kernels for both devices."""
+    if request.node.get_closest_marker("gpu"):
+        try:
+            import_cupy()
+        except DeviceError as error:
+            pytest.skip(f"no GPU: {error}")
+    else:
+        monkeypatch.setitem(sys.modules, "cupy", standin)
     refnet.kernels.install()
-
     yield
     refnet.kernels.uninstall()
 
@@ -119,18 +126,8 @@ def within_rounding(found: Values, exact: Values, rounded: Sequence[Values]) -> 
 def test_a_step_is_the_cpus_and_the_host_waits_once(
     monkeypatch: pytest.MonkeyPatch, record_property: Any, name: str
 ) -> None:
-    found, exact, cpu = (
-        Pass(monkeypatch, name, device="cuda"),
-        Pass(monkeypatch, name, dtype=np.float64),
-        Pass(monkeypatch, name),
-    )
-    for field in ("images", "classes", "sources", "foreground", "masks", "keypoints"):
-        ours, theirs = getattr(found.rois, field), getattr(cpu.rois, field)
-        np.testing.assert_array_equal(ours, theirs, err_msg=field)
-    rounded = [cpu, *(Pass(monkeypatch, name, dtype=np.float64, jitter=k) for k in range(JITTERS))]
-    for what in ("losses", "gradients", "parameters"):
-        within_rounding(getattr(found, what), getattr(exact, what), [getattr(other, what) for other in rounded])
-    assert found.devices == {"cuda"}
+    found = Pass(monkeypatch, name, device="cuda")
+    check_pass(monkeypatch, name, found)
 
     assert found.counts.synchronizations == 1, found.counts.places
     assert found.counts.places[0].startswith("proposals.py:")
@@ -138,6 +135,24 @@ def test_a_step_is_the_cpus_and_the_host_waits_once(
         record_property(what, getattr(found.counts, what))
     record_property("launches", sum(found.counts.launches.values()))
     assert found.counts.uploads < 100  # images, anchors, targets, indices
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_on_a_gpu_is_the_cpus(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    check_pass(monkeypatch, name, Pass(monkeypatch, name, device="cuda"))
+
+
+def check_pass(monkeypatch: pytest.MonkeyPatch, name: str, found: Pass) -> None:
+    """Assert that a step on a device is the CPU's."""
+    exact, cpu = Pass(monkeypatch, name, dtype=np.float64), Pass(monkeypatch, name)
+    for field in ("images", "classes", "sources", "foreground", "masks", "keypoints"):
+        ours, theirs = getattr(found.rois, field), getattr(cpu.rois, field)
+        np.testing.assert_array_equal(ours, theirs, err_msg=field)
+    rounded = [cpu, *(Pass(monkeypatch, name, dtype=np.float64, jitter=k) for k in range(JITTERS))]
+    for what in ("losses", "gradients", "parameters"):
+        within_rounding(getattr(found, what), getattr(exact, what), [getattr(other, what) for other in rounded])
+    assert found.devices == {"cuda"}
 
 
 def test_a_step_keeps_to_what_kernels_may_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,15 +215,14 @@ class BrokenModel(MaskRCNN):
         return replace(found, box=found.box * np.nan, total=found.total + found.box * np.nan)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(
-    ("deep", "message"),
+    ("optimizer", "deep", "message"),
     [
-        (False, "step 1: box_loss must be finite, got nan; all parameters are finite"),
-        (True, r"step 1: the losses are finite, but .*gradient of backbone"),
+        ("sgd", False, "step 1: box_loss must be finite, got nan; all parameters are finite"),
+        ("adamw", True, r"step 1: the losses are finite, but .*gradient of backbone"),
     ],
 )
-def test_a_step_that_is_not_finite_changes_nothing_and_is_named(deep: bool, message: str, optimizer: str) -> None:
+def test_a_step_that_is_not_finite_changes_nothing_and_is_named(optimizer: str, deep: bool, message: str) -> None:
     model = BrokenModel(network("shapes", device="cuda"), broken=1, deep=deep)
     settings = replace(SETTINGS, optimizer=optimizer)
     moving: Optimizer = make_optimizer(model.parameters(), settings)
@@ -319,9 +333,7 @@ class TestCommands:
         assert main([*train_it, "--resume", "--steps", "2", "--device", "cpu"]) == 0
         assert "error" not in capsys.readouterr().err
 
-    @pytest.mark.parametrize(
-        ("count", "message"), [(None, "which isn't installed; pip install"), (0, "expected a GPU, CuPy finds none")]
-    )
+    @pytest.mark.parametrize(("count", "message"), [(None, "expected CuPy"), (0, "expected a CUDA device, found none")])
     def test_what_is_missing_is_named(
         self,
         monkeypatch: pytest.MonkeyPatch,
@@ -338,6 +350,16 @@ class TestCommands:
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+    def test_the_precision_reaches_the_convolutions(self, monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
+        monkeypatch.setattr(conv2d, "_installed", "float32")
+        set_up_process(TrainConfig(device="cuda", precision=precision))
+        assert conv2d.present_precision() == precision
+
+    def test_a_cpu_has_one_precision(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["train", "shapes", "--precision", "tf32"]) == 2
+        assert "a CPU has float32 only; got tf32 on cpu" in capsys.readouterr().err
 
     def test_the_specification_does_not_run_on_a_gpu(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["train", "shapes", "--device", "cuda", "--kernels", "specification"]) == 2
