@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cuda import conv2d, dense, losses, nms, pooling, resize, roi, roi_pool
+from refnet.kernels.cuda import conv2d, dense, losses, nms, pooling, resize, roi, roi_pool, updates
 
 KERNELS: dict[str, Callable[..., Any]] = {
+    "adamw_update": updates.adamw_update,
     "affine_forward": dense.affine_forward,
     "affine_grad_input": dense.affine_grad_input,
     "affine_grad_parameters": dense.affine_grad_parameters,
@@ -38,8 +39,11 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "roi_align_grad_features": roi.roi_align_grad_features,
     "roi_pool_forward": roi_pool.roi_pool_forward,
     "roi_pool_grad": roi_pool.roi_pool_grad,
+    "scaled": updates.scaled,
+    "sgd_update": updates.sgd_update,
     "smooth_l1_forward": losses.smooth_l1_forward,
     "softmax_forward": losses.softmax_forward,
     "sum_rows": dense.sum_rows,
+    "sums_of_squares": updates.sums_of_squares,
     "upsample_add_forward": resize.upsample_add_forward,
 }

@@ -103,7 +103,8 @@ class Rule:
 RULES = (
     Rule(
         why="float64 runs at 1/2 to 1/64 of float32's rate, so a float32 kernel must not hold a forgotten double",
-        kernel=r"(?!.*double|refnet::(channel_sums|channel_moments|finish_)).*",  # these sum in float64 what four rows gave in float32
+        # these sum in float64: what four rows gave in float32, or squares of gradients
+        kernel=r"(?!.*double|refnet::(channel_sums|channel_moments|finish_|square_chunks|add_shares)).*",
         forbids=(r"D(ADD|MUL|FMA|SETP|MNMX)\b.*|.*\bF64\b.*",),
     ),
     Rule(
@@ -128,7 +129,8 @@ RULES = (
     ),
     Rule(
         why="memory is all that these kernels wait for, and 16 bytes an instruction ask the least of it",
-        kernel=r"refnet::(elementwise|per_channel|max_pool_.*|resample.*)<.*|(pool_regions|gather_gradient)<float, 4,.*",
+        kernel=r"refnet::(elementwise|per_channel|max_pool_.*|resample.*|sgd|adamw|scale)<.*"
+        r"|(pool_regions|gather_gradient)<float, 4,.*",
         requires=(r"LDG\.E\.128.*", r"STG\.E\.128.*"),
     ),
     Rule(

@@ -21,13 +21,14 @@ def width(channels: int, *arrays: Any) -> int:
     """
     widest = VECTOR // arrays[0].itemsize
     distinct = {id(array): array for array in arrays}.values()
-    whole = channels % widest == 0 and all(_address(array) % (widest * array.itemsize) == 0 for array in distinct)
+    whole = channels % widest == 0 and all(address(array) % (widest * array.itemsize) == 0 for array in distinct)
     return widest if whole else 1
 
 
-def _address(array: Any) -> int:
-    address: int = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
-    return address
+def address(array: Any) -> int:
+    """Where the array's memory begins."""
+    found: int = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+    return found
 
 
 def block_of(vectors: int) -> tuple[int, int]:

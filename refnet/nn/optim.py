@@ -1,23 +1,22 @@
 """Optimisers: SGD with momentum, and AdamW; the clipping of gradients.
 
-An optimiser changes the parameters in place, block by block: a block of the parameter, its gradient and its moments
-stays in cache through all the passes over it. It never writes to a gradient, which other tensors may share.
+An optimiser changes the parameters in place (:mod:`refnet.ops.updates`). It never writes to a gradient, which other
+tensors may share.
 
 The learning rate isn't part of an optimiser's state: whoever resumes a run says it anew, by :mod:`refnet.nn.schedules`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from refnet.arrays import Array, device_of, namespace, to_host
+from refnet.arrays import Array, namespace, to_host
 from refnet.errors import ArgumentError, DTypeError, RefnetError
 from refnet.nn.module import Parameter, copy_state
 from refnet.nn.select import match_names
-
-BLOCK = 2**16  # values: the five arrays of a step in float32 fit a cache of 2 MiB
+from refnet.ops.updates import adamw_update, scaled, sgd_update, sums_of_squares
 
 
 class NonFiniteError(RefnetError, ArithmeticError):
@@ -61,7 +60,6 @@ class Optimizer:
             self._lr_scale.update(
                 dict.fromkeys(match_names(parameters, pattern, what=f"{what}: lr_scale"), float(factor))
             )
-        self._scratch: dict[tuple[str, np.dtype[Any]], Array] = {}
 
     def step(self, lr: float | None = None, *, only_if: Array | None = None) -> None:
         """Move every parameter that has a gradient, in place, with the learning rate `lr` or the optimiser's own.
@@ -76,14 +74,10 @@ class Optimizer:
         """
         lr = self.lr if lr is None else lr
         _check_not_negative(type(self).__name__, lr=lr)
-        for name, parameter in self.parameters.items():
-            if parameter.grad is None:
-                continue
-            changing = [] if only_if is None else [parameter.data, *self._moments_of(name)]
-            before = [array.copy() for array in changing]
-            self._update(name, parameter, float(lr) * self._lr_scale[name])
-            for array, old in zip(changing, before, strict=True):
-                namespace(array).copyto(array, old, where=~only_if)  # type: ignore[operator]
+        moving = [name for name, parameter in self.parameters.items() if parameter.grad is not None]
+        for name in moving:
+            self._check(name)
+        self._update(moving, [float(lr) * self._lr_scale[name] for name in moving], only_if)
 
     def state(self) -> dict[str, Array]:
         """What a checkpoint must hold for training to go on bit for bit; the arrays themselves, not copies."""
@@ -97,7 +91,8 @@ class Optimizer:
         """
         copy_state(self.state(), state, what=f"load_state of {type(self).__name__}")
 
-    def _update(self, name: str, parameter: Parameter, lr: float) -> None:
+    def _update(self, names: Sequence[str], rates: Sequence[float], only_if: Array | None) -> None:
+        """Move these parameters, which have gradients, with the learning rate of each."""
         raise NotImplementedError
 
     def _moments_of(self, name: str) -> tuple[Array, ...]:
@@ -108,27 +103,23 @@ class Optimizer:
         """Zeros for each parameter; a CPU gives them memory when they are first written, so a frozen one costs none."""
         return {name: namespace(p.data).zeros(p.shape, p.dtype) for name, p in self.parameters.items()}
 
-    def _blocks(self, name: str, parameter: Parameter, *moments: Array) -> Iterator[tuple[Array, ...]]:
-        """The values, gradient and `moments` of a parameter, block by block, and a block of scratch: flat arrays."""
-        data, grad = parameter.data, parameter.grad
+    def _check(self, name: str) -> None:
+        data, grad = self.parameters[name].data, self.parameters[name].grad
         assert grad is not None
         assert grad.shape == data.shape
         if not data.flags.c_contiguous:
             raise ArgumentError(f"{type(self).__name__}: the values of {name} must be contiguous, in C order")
-        if any(array.dtype != data.dtype for array in (grad, *moments)):
+        others = (grad, *self._moments_of(name))
+        if any(array.dtype != data.dtype for array in others):
             raise DTypeError(
                 f"{type(self).__name__}: {name} is {data.dtype}, its gradient and moments are "
-                f"{[str(array.dtype) for array in (grad, *moments)]}; make the optimiser after astype"
+                f"{[str(array.dtype) for array in others]}; make the optimiser after astype"
             )
-        arrays = [array.reshape(-1) for array in (data, grad, *moments)]
-        device = device_of((data,))
-        block = BLOCK if device == "cpu" else data.size  # a GPU is better served by a few large launches
-        scratch = self._scratch.get((device, data.dtype))
-        if scratch is None or scratch.size < min(block, data.size):
-            scratch = self._scratch[device, data.dtype] = namespace(data).empty(max(block, BLOCK), data.dtype)
-        for start in range(0, data.size, max(block, 1)):
-            stop = min(start + block, data.size)
-            yield (*(array[start:stop] for array in arrays), scratch[: stop - start])
+
+    def _arrays(self, names: Sequence[str]) -> tuple[list[Array], list[Array]]:
+        """The values and the gradients of parameters."""
+        grads = [self.parameters[name].grad for name in names]
+        return [self.parameters[name].data for name in names], [grad for grad in grads if grad is not None]
 
 
 class SGD(Optimizer):
@@ -183,23 +174,13 @@ class SGD(Optimizer):
     def _moments_of(self, name: str) -> tuple[Array, ...]:
         return (self._velocity[name],) if self.momentum else ()
 
-    def _update(self, name: str, parameter: Parameter, lr: float) -> None:
-        xp = namespace(parameter.data)
-        decay = self._decay[name]
-        for w, g, *velocity, scratch in self._blocks(name, parameter, *self._moments_of(name)):
-            if decay:
-                xp.multiply(w, decay, out=scratch)
-                g = xp.add(scratch, g, out=scratch)
-            if velocity:
-                (v,) = velocity
-                v *= self.momentum
-                v += g
-                if self.nesterov:
-                    g = g + self.momentum * v
-                else:
-                    g = v
-            xp.multiply(g, lr, out=scratch)
-            w -= scratch
+    def _update(self, names: Sequence[str], rates: Sequence[float], only_if: Array | None) -> None:
+        values, gradients = self._arrays(names)
+        sgd_update(
+            values, gradients, [self._velocity[name] for name in names] if self.momentum else [], rates=rates,
+            decays=[self._decay[name] for name in names], momentum=self.momentum, nesterov=self.nesterov,
+            only_if=only_if,
+        )  # fmt: skip
 
 
 class AdamW(Optimizer):
@@ -252,30 +233,19 @@ class AdamW(Optimizer):
     def _moments_of(self, name: str) -> tuple[Array, ...]:
         return self._first[name], self._second[name]
 
-    def _update(self, name: str, parameter: Parameter, lr: float) -> None:
-        xp = namespace(parameter.data)
-        self._steps[name] += 1
-        t = int(self._steps[name])
+    def _update(self, names: Sequence[str], rates: Sequence[float], only_if: Array | None) -> None:
+        for name in names:
+            self._steps[name] += 1
+        steps = [int(self._steps[name]) for name in names]
         beta_1, beta_2 = self.betas
-        keep = 1 - lr * self._decay[name]
-        first_rate = lr / (1 - beta_1**t)
-        second_rate = 1 / (1 - beta_2**t)
-        for w, g, m, v, scratch in self._blocks(name, parameter, *self._moments_of(name)):
-            if keep != 1:
-                w *= keep
-            m *= beta_1
-            xp.multiply(g, 1 - beta_1, out=scratch)
-            m += scratch
-            v *= beta_2
-            xp.multiply(g, g, out=scratch)
-            scratch *= 1 - beta_2
-            v += scratch
-            xp.multiply(v, second_rate, out=scratch)
-            xp.sqrt(scratch, out=scratch)
-            scratch += self.epsilon
-            xp.divide(m, scratch, out=scratch)
-            scratch *= first_rate
-            w -= scratch
+        values, gradients = self._arrays(names)
+        adamw_update(
+            values, gradients, [self._first[name] for name in names], [self._second[name] for name in names],
+            keeps=[1 - rate * self._decay[name] for name, rate in zip(names, rates, strict=True)],
+            first_rates=[rate / (1 - beta_1**t) for rate, t in zip(rates, steps, strict=True)],
+            second_rates=[1 / (1 - beta_2**t) for t in steps],
+            betas=self.betas, epsilon=self.epsilon, only_if=only_if,
+        )  # fmt: skip
 
 
 def add_weight_decay(
@@ -297,9 +267,10 @@ def add_weight_decay(
         ArgumentError: a number is out of range, or a pattern matches no name.
     """
     decays = decay_gradients(parameters, weight_decay=weight_decay, decay_norm=decay_norm, no_decay=no_decay)
+    squares = to_host(sums_of_squares([parameters[name].data for name in decays]))
     added = 0.0
-    for name, decay in decays.items():
-        added += decay / 2 * float(_sum_of_squares(parameters[name].data))
+    for decay, square in zip(decays.values(), squares.tolist(), strict=True):
+        added += decay / 2 * square
     return added
 
 
@@ -380,9 +351,8 @@ def measure_gradients(parameters: Mapping[str, Parameter]) -> GradientNorms:
     They are summed in float64 in an order that depends on the shapes alone, so they don't change with the number of
     threads.
     """
-    squares = {name: _sum_of_squares(p.grad) for name, p in parameters.items() if p.grad is not None}
-    xp = namespace(*squares.values())
-    return GradientNorms(names=tuple(squares), squares=xp.stack(list(squares.values())) if squares else xp.zeros(0))
+    grads = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    return GradientNorms(names=tuple(grads), squares=sums_of_squares(list(grads.values())))
 
 
 def clip_gradients(
@@ -424,20 +394,12 @@ def shorten_gradients(
     _check_clipping(max_norm, mode)
     if max_norm == np.inf:
         return
-    total, each = norms.total, namespace(norms.squares).sqrt(norms.squares)
-    for index, name in enumerate(norms.names):
-        grad = parameters[name].grad
-        assert grad is not None
-        factor = _factor(total if mode == "global" else each[index], max_norm, grad.dtype)
-        if factor is not None:
-            parameters[name].grad = grad * factor  # a new array: another tensor may hold the old one
-
-
-def _factor(length: Any, max_norm: float, dtype: np.dtype[Any]) -> Any:
-    """By what a gradient of that length is multiplied; None if that is known to be 1."""
-    if device_of((length,)) == "cpu":
-        return max_norm / float(length) if length > max_norm else None
-    return namespace(length).where(length > max_norm, max_norm / length, 1).astype(dtype)
+    grads = [grad for name in norms.names if (grad := parameters[name].grad) is not None]
+    xp, squares = namespace(norms.squares), norms.squares
+    lengths = xp.broadcast_to(norms.total, squares.shape) if mode == "global" else xp.sqrt(squares)
+    factors = xp.where(lengths > max_norm, max_norm / xp.maximum(lengths, max_norm), 1.0)
+    for name, grad in zip(norms.names, scaled(grads, factors), strict=True):
+        parameters[name].grad = grad
 
 
 def _check_clipping(max_norm: float, mode: str) -> None:
@@ -456,19 +418,6 @@ def find_nonfinite(parameters: Mapping[str, Parameter], *, gradients: bool = Tru
             bool(namespace(a).isfinite(a).all()) for a in (p.data, p.grad if gradients else None) if a is not None
         )
     ]
-
-
-def _sum_of_squares(grad: Array) -> Any:
-    """In float64, without axes. On a CPU pairwise within blocks: NumPy's own sum runs on one thread."""
-    flat = grad.reshape(-1)
-    xp = namespace(grad)
-    if xp is not np:
-        return xp.square(flat, dtype=np.float64).sum()
-    total = 0.0
-    with np.errstate(over="ignore"):  # the caller rejects an infinite sum
-        for start in range(0, flat.size, BLOCK):
-            total += float(np.square(flat[start : start + BLOCK], dtype=np.float64).sum())
-    return np.float64(total)
 
 
 def _check_not_negative(what: str, **values: float) -> None:

@@ -64,9 +64,11 @@ from refnet.ops.roi_align import roi_align, roi_align_forward, roi_align_grad_bo
 from refnet.ops.roi_pool import roi_pool, roi_pool_forward, roi_pool_grad
 from refnet.ops.shape import concatenate, pad, reshape, stack, take, transpose
 from refnet.ops.smooth_l1 import smooth_l1, smooth_l1_forward
+from refnet.ops.updates import adamw_update, scaled, sgd_update, sums_of_squares
 
 __all__ = [
     "absolute",
+    "adamw_update",
     "affine_forward",
     "affine_grad_input",
     "affine_grad_parameters",
@@ -131,6 +133,8 @@ __all__ = [
     "roi_pool",
     "roi_pool_forward",
     "roi_pool_grad",
+    "scaled",
+    "sgd_update",
     "sigmoid",
     "smooth_l1",
     "smooth_l1_forward",
@@ -140,6 +144,7 @@ __all__ = [
     "stack",
     "sum",
     "sum_rows",
+    "sums_of_squares",
     "take",
     "transpose",
     "upsample_add",

@@ -18,7 +18,7 @@ from refnet.nn import (
     clip_gradients,
     find_nonfinite,
 )
-from refnet.nn.optim import BLOCK
+from refnet.ops.updates import BLOCK
 
 SHAPES = {"conv.weight": (3, 3, 4, 5), "conv.bias": (5,), "fc.weight": (7, BLOCK // 4 + 1), "scale": ()}
 
