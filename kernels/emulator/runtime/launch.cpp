@@ -311,7 +311,7 @@ const char* from_shared_address(size_t address, size_t* bytes) {
 
 void yield() {
   wake(worker->running);
-  wait_for("nothing", nullptr);
+  run_next();
 }
 
 extern "C" {

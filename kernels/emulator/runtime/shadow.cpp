@@ -61,7 +61,8 @@ struct Pages {  // zero until written
 
 constexpr size_t kept_bytes = 256 << 20;  // of shadow memory, between launches
 constexpr uint32_t last_epoch = 0xf0000000u;
-constexpr unsigned patience = 1u << 30;  // accesses of one thread
+// A thread that does more than this waits for what never comes: another block, as checked ones run one by one.
+constexpr unsigned most_accesses = 1u << 28, most_atomics = 1u << 22;  // the latter without waiting in between
 
 struct Shadow {
   std::vector<Region> regions;              // static and dynamic shared memory, then buffers
@@ -286,8 +287,8 @@ void check_access(const void* pointer, size_t size, Access access, const void* p
     if (!fiber.sums.empty()) check_pending_sums(address, size, fiber, place);
     return;
   }
-  if (++fiber.accesses == patience)
-    fault("synccheck", "%u accesses by one thread: does the loop at " PLACE " wait for another block?", patience,
+  if (++fiber.accesses == most_accesses)
+    fault("synccheck", "%u accesses by one thread: does the loop at " PLACE " wait for another block?", most_accesses,
           place);
   Region* region = find_region(address, place);
   if (!region) {
@@ -364,11 +365,15 @@ extern "C" {
 
 void emu_check_atomic(void* address, unsigned size) {
   if (!worker->launch->checked) return;
-  check_access(address, size, Access::atomic, CALLER);
+  const void* place = CALLER;
+  check_access(address, size, Access::atomic, place);
   // Let other threads in between two atomic operations, and do so for certain in a loop that waits.
   Fiber& fiber = *worker->running;
   bool interrupt = worker->launch->seed && random_below(worker->random, 8) == 0;
-  if (++fiber.atomics_since_wait % 256 == 0 || interrupt) yield();
+  if (++fiber.atomics_since_wait == most_atomics)
+    fault("synccheck", "%u atomic operations by one thread: does the loop at " PLACE " wait for another block?",
+          most_atomics, place);
+  if (fiber.atomics_since_wait % 256 == 0 || interrupt) yield();
 }
 
 void emu_check_range(const void* address, emu_size size, bool write) {

@@ -289,6 +289,14 @@ __global__ void deadlock(int wrong, const float* x, float* y) {
   if (!(wrong && LANE < 16)) __syncthreads();
 }
 
+// Two blocks, of which the checker runs one at a time, as a GPU may.
+__global__ void wait_for_another_block(int wrong, const float* x, float* y) {
+  if (threadIdx.x == 0) {
+    atomicAdd(&y[64 * blockIdx.x], x[0]);
+    while (wrong && atomicAdd(&y[64 * (1 - blockIdx.x)], 0.0f) == 0) {}  // fault
+  }
+}
+
 __global__ void sum_overflow(int wrong, const float* x, float* y) {
   y[threadIdx.x] = 2147483647 - 63 + (int)threadIdx.x + wrong;  // fault
 }

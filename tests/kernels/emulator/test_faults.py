@@ -62,6 +62,7 @@ EXPECTED = {
     "masks_that_differ": ("synccheck", r"mask 0000000f .*while lane 0 waits in a shuffle with mask ffffffff"),
     "lanes_that_do_different_things": ("synccheck", r"a shuffle with mask .* while lane 0 waits in a vote"),
     "deadlock": ("synccheck", r"deadlock: thread \(0,0,0\) waits in __syncthreads at .* waits in a shuffle"),
+    "wait_for_another_block": ("synccheck", r"4194304 atomic operations by one thread: does the loop at faults"),
     "sum_overflow": ("overflow", r"in a sum"),
     "product_overflow": ("overflow", r"in a product"),
     "division_by_zero": ("overflow", r"division by zero"),
@@ -70,8 +71,8 @@ EXPECTED = {
     "nan_to_int": ("overflow", r"cast to it"),
     "trap": ("trap", r"__trap"),
 }
-ADDED_TO = {"atomic_past_end", "block_reads_anothers"}  # their y isn't a pure output
-TWO_BLOCKS = {"shared_of_another_block", "blocks_write_the_same", "block_reads_anothers"}
+ADDED_TO = {"atomic_past_end", "block_reads_anothers", "wait_for_another_block"}  # their y isn't a pure output
+TWO_BLOCKS = {"shared_of_another_block", "blocks_write_the_same", "block_reads_anothers", "wait_for_another_block"}
 
 
 def launch(name: str, wrong: int, **settings: int) -> None:
