@@ -29,10 +29,11 @@ import numpy as np
 
 from refnet.arrays import Array, to_host
 from refnet.kernel_op import operations
-from refnet.kernels.cuda import KERNELS, peers, roi
+from refnet.kernels.cuda import KERNELS, conv2d, peers, roi
 from refnet.kernels.cuda.cupy_module import import_cupy
 from refnet.kernels.cuda.timing import Comparison, Stopwatch, copies
 from refnet.testing import Call, Rounding, contract_of
+from refnet.testing.bounds import Precision
 from refnet.testing.calls import as_tuple, leaves
 
 
@@ -52,6 +53,12 @@ class Bar:
 
 BARS = {
     "forward": Bar(title="conv2d forward, fp32, against cuDNN with TF32 off", least=0.7, aim=1.0),
+    "forward tf32": Bar(title="conv2d forward, TF32, against cuDNN with TF32 on", least=0.5, aim=0.9),
+    "forward bf16": Bar(
+        title="conv2d forward, products of bfloat16 (our arrays are float32), against cuDNN's bfloat16 arrays",
+        least=0.4,
+        aim=0.8,
+    ),
     "grad_input": Bar(title="conv2d gradient to the input, fp32, against cuDNN with TF32 off", least=0.6, aim=1.0),
     "grad_weight": Bar(title="conv2d gradient to the weights, fp32, against cuDNN with TF32 off", least=0.6, aim=1.0),
     "nms 2000": Bar(title="nms of 2,000 boxes, against torchvision", least=2, aim=4),
@@ -72,6 +79,7 @@ class Case:
         title: what it is.
         operation: its name.
         make: its arguments, float32.
+        precision: what products are made of.
         waits: whether the host waits within the call, for us and for the peer.
         setting: what our kernel is called within.
     """
@@ -80,6 +88,7 @@ class Case:
     title: str
     operation: str
     make: Callable[[], Call]
+    precision: Precision = "full"
     waits: bool = False
     setting: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -172,10 +181,18 @@ def clustered(count: int, rng: np.random.Generator) -> dict[str, Array]:
     return {"boxes": boxes, "scores": rng.uniform(size=count).astype(np.float32)}
 
 
+CONVOLUTIONS: tuple[tuple[str, Precision], ...] = (
+    ("forward", "full"), ("forward", "tf32"), ("forward", "bf16"), ("grad_input", "full"), ("grad_weight", "full")
+)  # fmt: skip
+
+
+OURS: dict[Precision, conv2d.Precision] = {"full": "float32", "tf32": "tf32", "bf16": "bf16"}
+
+
 def cases(*, toy: bool) -> Iterator[Case]:
     """Every case, in full size or as small as it can be."""
     height, width, images, narrower = (32, 64, 1, 16) if toy else (800, 1088, 2, 1)
-    for operation in ("forward", "grad_input", "grad_weight"):
+    for operation, precision in CONVOLUTIONS:
         for layer in resnet50_fpn(height, width, narrower):
             if operation == "grad_input" and layer.title.startswith("stem"):
                 continue  # images have no gradient
@@ -183,7 +200,15 @@ def cases(*, toy: bool) -> Iterator[Case]:
             def convolution(layer: Layer = layer, operation: str = operation) -> Call:
                 return layer.call(operation, images, np.random.default_rng(0))
 
-            yield Case(bar=operation, title=layer.title, operation=f"conv2d_{operation}", make=convolution)
+            full = precision == "full"
+            yield Case(
+                bar=operation if full else f"{operation} {precision}",
+                title=layer.title,
+                operation=f"conv2d_{operation}",
+                make=convolution,
+                precision=precision,
+                setting=partial(conv2d.precision, OURS[precision]),
+            )
     for count in (2000, 12000):
 
         def boxes(count: int = count) -> Call:
@@ -238,7 +263,7 @@ def verify(case: Case, call: Call, results: Sequence[Any], reference: Callable[.
     Raises:
         WrongResult: it is larger than that.
     """
-    expected = contract_of(operations()[case.operation]).bound(reference, call, Rounding.of(np.float32))
+    expected = contract_of(operations()[case.operation]).bound(reference, call, Rounding.of(np.float32, case.precision))
     worst = 0.0
     for result, entry in zip(results, expected, strict=True):
         got = to_host(result)
@@ -293,9 +318,12 @@ class Bench:
         sets = [call.map(lambda _, a: self.cupy.asarray(a)) for _ in range(copies(size, self.stopwatch.cache))]
         reference = peers.reference(case.operation, self.torch)
         share = verify(case, call, case.run(sets[0]), reference)
-        with peers.without_tf32(self.torch):
+        with peers.tf32(self.torch, case.precision == "tf32"):
             theirs = {
-                name: [peers.launch(case.operation, name, given, self.torch) for given in sets]
+                name: [
+                    peers.launch(case.operation, name, given, self.torch, half=case.precision == "bf16")
+                    for given in sets
+                ]
                 for name in peers.LAYOUTS[case.operation]
             }
             compare = self.stopwatch.compare_waiting if case.waits else self.stopwatch.compare

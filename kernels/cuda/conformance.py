@@ -17,6 +17,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -29,6 +30,7 @@ from refnet.errors import DataError, DTypeError
 from refnet.kernel_op import operations
 from refnet.kernels.cuda import KERNELS
 from refnet.kernels.cuda.cupy_module import import_cupy
+from refnet.kernels.cuda.every_kernel import ATOMIC, PRECISIONS, Setting
 from refnet.testing import Call, Rounding, contract_of
 from refnet.testing.calls import as_tuple, leaves, map_leaves
 from refnet.whole_file import whole_file
@@ -36,6 +38,14 @@ from refnet.whole_file import whole_file
 Device: TypeAlias = Literal["cuda", "emulated"]
 FORMAT = 1
 DTYPES = ("float32", "float64")
+SETTINGS: dict[str, dict[str, Setting]] = {
+    "conv2d_forward": PRECISIONS,
+    "conv2d_grad_input": PRECISIONS,
+    "conv2d_grad_weight": PRECISIONS,
+    "crop_and_resize_grad_images": ATOMIC,
+    "roi_align_grad_features": ATOMIC,
+}
+"""Ways to compute an operation that give other numbers; all but the precisions of products are of float64 too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +55,7 @@ class Case:
     Attributes:
         operation: its name.
         title: of the edge case.
+        setting: what the kernel was called within: of SETTINGS, or nothing.
         dtype: of the floating-point arguments.
         call: the arguments.
         results: what was computed, and behind that the arguments that were written to.
@@ -52,12 +63,13 @@ class Case:
 
     operation: str
     title: str
+    setting: str
     dtype: str
     call: Call
     results: tuple[Array, ...]
 
     def __str__(self) -> str:
-        return f"{self.operation}: {self.title}: {self.dtype}"
+        return f"{self.operation}: {self.title}: {self.dtype}{self.setting and ', '}{self.setting}"
 
 
 # ---- recording -----------------------------------------------------------------------------------------------------
@@ -86,22 +98,30 @@ def _device(device: Device) -> tuple[Any, str]:
 
 def _run(name: str, kernel: Callable[..., Any], xp: Any) -> Iterator[Case]:
     contract = contract_of(operations()[name])
-    for title, call in contract.edges.items():
-        for dtype in DTYPES:
-            typed = call.astype(dtype)
-            try:
-                results = _results(kernel, typed, contract.writes, xp)
-            except DTypeError:  # float64 may be refused
-                if dtype == DTYPES[0]:
-                    raise
-                continue
-            yield Case(operation=name, title=title, dtype=dtype, call=typed, results=results)
+    for setting in ("", *SETTINGS.get(name, {})):
+        for title, call in contract.edges.items():
+            for dtype in DTYPES[:1] if setting in PRECISIONS else DTYPES:
+                typed = call.astype(dtype)
+                try:
+                    results = _results(kernel, typed, contract.writes, xp, _setting(name, setting))
+                except DTypeError:  # float64 may be refused
+                    if dtype == DTYPES[0]:
+                        raise
+                    continue
+                yield Case(operation=name, title=title, setting=setting, dtype=dtype, call=typed, results=results)
 
 
-def _results(kernel: Callable[..., Any], call: Call, writes: Sequence[str], xp: Any) -> tuple[Array, ...]:
+def _setting(operation: str, name: str) -> Setting:
+    return SETTINGS[operation][name] if name else nullcontext
+
+
+def _results(
+    kernel: Callable[..., Any], call: Call, writes: Sequence[str], xp: Any, setting: Setting
+) -> tuple[Array, ...]:
     """The results, and the arguments that were written to; the call's own arrays stay as they are."""
     given = call.map(lambda _, array: xp.array(array))
-    results = as_tuple(given.apply(kernel))
+    with setting():
+        results = as_tuple(given.apply(kernel))
     written = (leaf for name in writes for leaf in leaves(given.arrays[name]))
     return tuple(np.array(to_host(array)) for array in (*results, *written))
 
@@ -125,8 +145,10 @@ def replay(path: Path) -> list[str]:
 def _departures(case: Case) -> Iterator[str]:
     operation = operations()[case.operation]
     contract = contract_of(operation)
-    emulated = _results(KERNELS[case.operation], case.call, contract.writes, np)
-    expected = contract.bound(operation.specification, case.call, Rounding.of(case.dtype))
+    setting = _setting(case.operation, case.setting)
+    emulated = _results(KERNELS[case.operation], case.call, contract.writes, np, setting)
+    rounding = Rounding.of(case.dtype, case.setting if case.setting in PRECISIONS else "full")  # type: ignore[arg-type]
+    expected = contract.bound(operation.specification, case.call, rounding)
     if len(emulated) != len(case.results):
         yield f"expected {len(case.results)} results, got {len(emulated)}"
         return
@@ -161,6 +183,7 @@ def write(path: Path, cases: Sequence[Case], *, device: str) -> None:
         {
             "operation": case.operation,
             "title": case.title,
+            "setting": case.setting,
             "dtype": case.dtype,
             "arrays": {name: map_leaves(keep, value) for name, value in case.call.arrays.items()},
             "parameters": case.call.parameters,
@@ -200,6 +223,7 @@ def _case(entry: dict[str, Any], file: Any) -> Case:
     return Case(
         operation=entry["operation"],
         title=entry["title"],
+        setting=entry["setting"],
         dtype=entry["dtype"],
         call=Call(
             arrays={name: map_leaves(array, _tuples(value)) for name, value in entry["arrays"].items()},

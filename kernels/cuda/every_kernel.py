@@ -30,8 +30,11 @@ from refnet.testing import Call, contract_of
 
 Setting: TypeAlias = Callable[[], AbstractContextManager[Any]]
 ATOMIC: dict[str, Setting] = {"by atomics": partial(roi.deterministic, False)}
+PRECISIONS: dict[str, Setting] = {name: partial(conv2d.precision, name) for name in ("tf32", "bf16")}
 TILES: dict[str, Setting] = {
-    f"{tile.atom} {tile.dtype} {tile.rows}, {splits} parts": partial(conv2d.forcing, tile=tile, splits=splits)
+    f"{tile.atom} {tile.dtype} {tile.rows}x{tile.columns}, {splits} parts": partial(
+        conv2d.forcing, tile=tile, splits=splits
+    )
     for tile in conv2d.ALL_TILES
     for splits in (1, 3)
 }

@@ -30,19 +30,25 @@ LAYOUTS = {
 
 
 @contextmanager
-def without_tf32(torch: Any) -> Iterator[None]:
-    """Within the block, PyTorch's float32 is float32."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+def tf32(torch: Any, allowed: bool) -> Iterator[None]:
+    """Within the block, PyTorch's float32 products are made of TF32, or of float32."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, products.allow_tf32
+    cudnn.allow_tf32 = products.allow_tf32 = allowed
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        cudnn.allow_tf32, products.allow_tf32 = before
 
 
-def launch(operation: str, layout: str, call: Call, torch: Any) -> Launch:
-    """What computes `call`, of CuPy's or NumPy's arrays, as often as it is called; it is laid out anew only once."""
+def launch(operation: str, layout: str, call: Call, torch: Any, *, half: bool = False) -> Launch:
+    """What computes `call`, of CuPy's or NumPy's arrays, as often as it is called; it is laid out anew only once.
+
+    With `half`, floating-point arrays become bfloat16.
+    """
     arrays = {name: torch.from_dlpack(array) for name, array in call.arrays.items()}
+    if half:
+        arrays = {name: a.bfloat16() if a.is_floating_point() else a for name, a in arrays.items()}
     return _prepared(operation, layout, arrays, call.parameters, torch)
 
 
@@ -61,7 +67,8 @@ def reference(operation: str, torch: Any, device: str = "cuda") -> Callable[...,
             name: torch.from_numpy(np.ascontiguousarray(a)).to(device) for name, a in zip(names, arrays, strict=False)
         }
         given = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
-        result = _prepared(operation, LAYOUTS[operation][-1], given, parameters, torch)()
+        with tf32(torch, False):
+            result = _prepared(operation, LAYOUTS[operation][-1], given, parameters, torch)()
         axes = (2, 3, 1, 0) if operation == "conv2d_grad_weight" else (0, 2, 3, 1)
         host: Array = result.permute(axes).cpu().numpy()
         return host

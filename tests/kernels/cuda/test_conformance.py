@@ -33,6 +33,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Specifications in the place of kernels: the mechanism doesn't care who computes."""
     chosen = dict(SPECIFICATIONS)
     monkeypatch.setattr(conformance, "KERNELS", chosen)
+    monkeypatch.setattr(conformance, "SETTINGS", {})
     return chosen
 
 
@@ -42,6 +43,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("conformance") / "folder" / "recorded.npz"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conformance, "KERNELS", SPECIFICATIONS)
+        patch.setattr(conformance, "SETTINGS", {})
         assert record(path, "emulated") == len(read(path)) > 80
     return path
 
@@ -77,7 +79,11 @@ def test_calls_survive_the_file(file: Path) -> None:
 def test_arguments_that_are_left_out_or_several_arrays_survive(tmp_path: Path) -> None:
     arrays = {"a": None, "b": (np.arange(3), np.ones((2, 2), np.float32)), "c": np.zeros((0, 4))}
     call = Call(arrays=arrays, parameters={"size": (2, (3, 4)), "scale": 0.1, "limit": None, "aligned": True})
-    write(tmp_path / "x.npz", [Case(operation="o", title="t", dtype="float32", call=call, results=())], device="none")
+    write(
+        tmp_path / "x.npz",
+        [Case(operation="o", title="t", setting="", dtype="float32", call=call, results=())],
+        device="none",
+    )
     (case,) = read(tmp_path / "x.npz")
     assert case.call.parameters == call.parameters
     assert case.call.arrays["a"] is None
@@ -154,7 +160,22 @@ def test_recording_needs_a_gpu(tmp_path: Path, kernels: dict[str, Any], monkeypa
 
 
 @needs_compiler
-def test_a_real_kernel_in_the_emulator(tmp_path: Path) -> None:
-    assert "nms" in KERNELS
-    record(tmp_path / "x.npz", "emulated", ["nms"])
+def test_real_kernels_in_the_emulator(tmp_path: Path) -> None:
+    assert {"nms", "roi_align_grad_features"} <= set(KERNELS)
+    record(tmp_path / "x.npz", "emulated", ["nms", "roi_align_grad_features"])
+    assert {case.setting for case in read(tmp_path / "x.npz")} == {"", "by atomics"}
     assert replay(tmp_path / "x.npz") == []
+
+
+def test_products_of_less_precision_have_a_wider_bound(
+    tmp_path: Path, kernels: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conformance, "SETTINGS", {"conv2d_forward": conformance.PRECISIONS})
+    record(tmp_path / "x.npz", "emulated", ["conv2d_forward"])
+    cases = [case for case in read(tmp_path / "x.npz") if not case.call.exact and case.dtype == "float32"]
+    assert {case.setting for case in cases} == {"", "tf32", "bf16"}
+    rounded = [replace(case, results=(case.results[0] * np.float32(1 + 2**-12),)) for case in cases]
+    write(tmp_path / "x.npz", rounded, device="rounded")
+    lines = replay(tmp_path / "x.npz")
+    assert lines
+    assert all(line.split(": ")[2] == "float32" for line in lines)

@@ -16,7 +16,7 @@ import pytest
 from refnet.arrays import to_host
 from refnet.errors import DeviceError, LaunchError
 from refnet.kernel_op import operations
-from refnet.kernels.cuda import KERNELS
+from refnet.kernels.cuda import KERNELS, conv2d
 from refnet.kernels.cuda.cupy_module import import_cupy
 from refnet.kernels.emulator import available
 from refnet.testing import check_kernel, contract_of
@@ -60,6 +60,25 @@ def gpu() -> Gpu:
 @pytest.mark.parametrize("name", sorted(KERNELS))
 def test_a_kernel_keeps_the_contract_of_its_operation(gpu: Gpu, name: str) -> None:
     print(check_kernel(operations()[name], KERNELS[name], device=gpu.device, max_examples=gpu.examples))
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("name", ["conv2d_forward", "conv2d_grad_input", "conv2d_grad_weight"])
+def test_tensor_cores_keep_the_contract_of_their_precision(gpu: Gpu, name: str, precision: Any) -> None:
+    def kernel(*arrays: Any, **parameters: Any) -> Any:
+        with conv2d.precision(precision):
+            return KERNELS[name](*arrays, **parameters)
+
+    print(
+        check_kernel(
+            operations()[name],
+            kernel,
+            device=gpu.device,
+            max_examples=gpu.examples,
+            precision=precision,
+            dtypes=("float32",),
+        )
+    )
 
 
 @pytest.mark.parametrize("name", sorted(KERNELS))
