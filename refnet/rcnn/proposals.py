@@ -63,21 +63,24 @@ def propose_padded(
         joined = xp.concatenate(logits, axis=1), xp.concatenate(deltas, axis=1), np.concatenate(anchors)
         logits, deltas, anchors = [joined[0]], [joined[1]], [joined[2]]
 
-    boxes, scores, levels, sources = [], [], [], []
+    offsets, references, candidates, levels, sources = [], [], [], [], []
     start = 0
     for level, (logit, delta, own) in enumerate(zip(logits, deltas, anchors, strict=True)):
-        reference = widen(on_device_of(own, logit), extent)
         # by logit: where the probability saturates, it no longer tells the better from the good
         best = best_first(_margin(logit), before)  # N B
-        offsets = xp.take_along_axis(delta, best[..., None], axis=1)
-        boxes.append(decode(offsets, reference[best], config.delta_std, config.delta_clamp))
-        scores.append(xp.take_along_axis(objectness_scores(logit), best, axis=1))
+        offsets.append(xp.take_along_axis(delta, best[..., None], axis=1))
+        references.append(on_device_of(own, logit)[best])
+        candidates.append(xp.take_along_axis(logit, best[..., None], axis=1))
         levels.append(xp.full(best.shape, level))
         sources.append(start + best)
         start += len(own)
+    offset, reference, candidate, group, source = (
+        xp.concatenate(parts, axis=1) for parts in (offsets, references, candidates, levels, sources)
+    )
+    score = objectness_scores(candidate)
     windows = on_device_of(images.borders(config.clip)[:, None], logits[0])  # N 1 4
-    box = clip_widened(xp.concatenate(boxes, axis=1), windows, extent)
-    score, group, source = (xp.concatenate(parts, axis=1) for parts in (scores, levels, sources))
+    box = decode(offset, widen(reference, extent), config.delta_std, config.delta_clamp)
+    box = clip_widened(box, windows, extent)
     large = is_at_least(box, config.min_size)
     kept, count = batched_nms_padded(box, score, group, large, iou_threshold=config.nms_threshold, limit=after)
 
