@@ -20,7 +20,7 @@ def test_every_operation_has_a_contract():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cpus_kernel_keeps_its_contract(name):
     operation = operations()[name]
-    examples = hypothesis.settings().max_examples // 4  # the tests of these kernels draw more
+    examples = hypothesis.settings().max_examples // 10  # the tests of these kernels draw more
     report = check_kernel(operation, KERNELS.get(name, operation.specification), max_examples=examples)
     assert report.edges == len(contract_of(operation).edges) >= 6
     assert report.examples > 0
@@ -33,7 +33,7 @@ def test_a_contract_is_of_its_specification(name):
     contract = contract_of(operations()[name])
     specification = contract.operation.specification
     for call in contract.edges.values():
-        assert call.results(specification)
+        assert call.results(specification) or contract.writes
         assert {leaf.dtype for value in call.arrays.values() for leaf in leaves(value) if leaf.dtype.kind == "f"} <= {
             np.dtype(np.float64)
         }

@@ -10,7 +10,7 @@ from refnet.testing import check_kernel, contract_of
 
 pytestmark = pytest.mark.skipif(not available(), reason="the emulator needs g++")
 
-SHARE = 5  # emulated calls take milliseconds, so there are fewer of them
+SHARE = 10  # emulated calls take milliseconds, so there are fewer of them
 
 
 @pytest.mark.parametrize("name", KERNELS)
