@@ -104,7 +104,7 @@ def adamw_update(
 
 
 def scaled(arrays: Sequence[Array], factors: Array) -> list[Array]:
-    """See :func:`refnet.ops.scaled`; all arrays are new, since nobody knows which factors are 1."""
+    """See :func:`refnet.ops.scaled`."""
     check_factors(arrays, factors)
     xp = namespace(*arrays, factors)
     results = [xp.empty(array.shape, array.dtype) for array in arrays]

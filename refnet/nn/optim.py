@@ -397,7 +397,10 @@ def shorten_gradients(
     grads = [grad for name in norms.names if (grad := parameters[name].grad) is not None]
     xp, squares = namespace(norms.squares), norms.squares
     lengths = xp.broadcast_to(norms.total, squares.shape) if mode == "global" else xp.sqrt(squares)
-    factors = xp.where(lengths > max_norm, max_norm / xp.maximum(lengths, max_norm), 1.0)
+    too_long = lengths > max_norm
+    if xp is np and not too_long.any():
+        return
+    factors = xp.where(too_long, max_norm / xp.maximum(lengths, max_norm), 1.0)
     for name, grad in zip(norms.names, scaled(grads, factors), strict=True):
         parameters[name].grad = grad
 

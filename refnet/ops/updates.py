@@ -134,16 +134,13 @@ def sums_of_squares(arrays: Sequence[Array]) -> Float[Array, " P"]:
 
 @kernel_op
 def scaled(arrays: Sequence[Array], factors: Float[Array, " P"]) -> list[Array]:
-    """Each array times its factor, which is rounded to the array's type: new arrays, but for a factor of 1.
+    """Each array times its factor, which is rounded to the array's type: new arrays.
 
     Raises:
         ShapeError: there aren't as many factors as arrays.
     """
     check_factors(arrays, factors)
-    return [
-        array if factor == 1 else np.asarray(array * factor)
-        for array, factor in zip(arrays, factors.tolist(), strict=True)
-    ]
+    return [np.asarray(array * factor) for array, factor in zip(arrays, factors.tolist(), strict=True)]
 
 
 def check_update(

@@ -61,10 +61,12 @@ class Expected:
     Attributes:
         value: the specification's.
         allowed: how far each number may lie from it; None if all must be equal.
+        wide: whether the result is float64 whatever the arguments are, as sums of squares are.
     """
 
     value: Array
     allowed: Array | None = None
+    wide: bool = False
 
 
 def near(value: Array, allowed: Any) -> Expected:

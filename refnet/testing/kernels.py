@@ -412,8 +412,8 @@ class _One:
                 raise self.mismatch(f"{name} should be {dtype}, got {result.dtype}", results)
 
     def _dtype(self, entry: Expected) -> Any:
-        """References of sums are float64; the kernel's are of the arguments' type."""
-        return self.example.dtype if entry.allowed is not None else entry.value.dtype
+        """References of sums are float64; the kernel's are of the arguments' type, unless they are wide."""
+        return self.example.dtype if entry.allowed is not None and not entry.wide else entry.value.dtype
 
     def _close(self, results: tuple[Array, ...]) -> None:
         report = self.check.report

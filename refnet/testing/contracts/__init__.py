@@ -3,7 +3,17 @@
 from itertools import chain
 
 from refnet.testing.contract import Contract
-from refnet.testing.contracts import convolution, dense, losses, normalisation, pooling, regions, resizing, suppression
+from refnet.testing.contracts import (
+    convolution,
+    dense,
+    losses,
+    normalisation,
+    pooling,
+    regions,
+    resizing,
+    suppression,
+    updates,
+)
 
 CONTRACTS: dict[str, Contract] = {
     contract.operation.name: contract
@@ -16,5 +26,6 @@ CONTRACTS: dict[str, Contract] = {
         regions.CONTRACTS,
         resizing.CONTRACTS,
         suppression.CONTRACTS,
+        updates.CONTRACTS,
     )
 }
