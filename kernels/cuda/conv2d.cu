@@ -574,6 +574,85 @@ __global__ void __launch_bounds__(Atom::THREADS, VECTOR > 1 && Atom::BLOCKS > 0 
   });
 }
 
+// Groups of few channels (depth-wise: of one) would leave a tile nearly empty. A thread has one number of the result, and
+// a warp 32 channels of one pixel, which lie side by side in all arrays. The weights are as they were given.
+// Blocks of 8 warps: pixels along x, channels along y.
+template <class T>
+__global__ void __launch_bounds__(256)
+    direct(Convolution conv, Task task, const T* __restrict__ image, const T* __restrict__ weights,
+           const T* __restrict__ scale, const T* __restrict__ shift, const T* __restrict__ residual,
+           T* __restrict__ y) {
+  const bool backward = task.backward;
+  const int each = backward ? conv.channels : conv.outputs, reduced = backward ? conv.outputs : conv.channels;
+  const int height = backward ? conv.y.input : conv.y.output, width = backward ? conv.x.input : conv.x.output;
+  const int source_height = backward ? conv.y.output : conv.y.input;
+  const int source_width = backward ? conv.x.output : conv.x.input;
+  const int pixel = blockIdx.x * 8 + threadIdx.x / 32, channel = blockIdx.y * 32 + threadIdx.x % 32;
+  if (pixel >= conv.images * height * width || channel >= conv.groups * each) return;
+  const Digits place(pixel, height, width);
+  const int group = channel / each, pitch = conv.groups * conv.outputs;
+  T sum = 0;
+#pragma unroll 1
+  for (int a = 0; a < conv.y.taps; a++) {
+    int row = backward ? place.middle + conv.y.padding - a * conv.y.dilation
+                       : place.middle * conv.y.stride - conv.y.padding + a * conv.y.dilation;
+    if (row < 0 || (backward && row % conv.y.stride != 0)) continue;
+    if (backward) row /= conv.y.stride;
+    if (row >= source_height) continue;
+#pragma unroll 1
+    for (int b = 0; b < conv.x.taps; b++) {
+      int column = backward ? place.low + conv.x.padding - b * conv.x.dilation
+                            : place.low * conv.x.stride - conv.x.padding + b * conv.x.dilation;
+      if (column < 0 || (backward && column % conv.x.stride != 0)) continue;
+      if (backward) column /= conv.x.stride;
+      if (column >= source_width) continue;
+      const i64 seen = (i64)((place.high * source_height + row) * source_width + column);
+      const T* from = image + (seen * conv.groups + group) * reduced;
+      const int line = (a * conv.x.taps + b) * conv.channels;
+      const T* w = backward ? weights + (line + channel - group * each) * pitch + group * reduced
+                            : weights + line * pitch + channel;
+      const int step = backward ? 1 : pitch;
+#pragma unroll 4
+      for (int k = 0; k < reduced; k++) sum += from[k] * w[k * step];
+    }
+  }
+  const i64 element = (i64)pixel * conv.groups * each + channel;
+  y[element] = Epilogue<T>{scale, shift, residual, task.epilogue}(sum, element, channel);
+}
+
+// The gradient to weights of groups of few channels, or parts of it: a lane has one output, the block's 8 warps every
+// eighth of a part's pixels. Blocks: taps and channels along x, outputs along y, parts of task.slices pixels along z.
+template <class T>
+__global__ void __launch_bounds__(256)
+    direct_outer(Convolution conv, Task task, const T* __restrict__ image, const T* __restrict__ gradient,
+                 T* __restrict__ grad_weight) {
+  __shared__ T sums[8][32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, output = blockIdx.y * 32 + lane;
+  const int pitch = conv.groups * conv.outputs, pixels = conv.images * conv.y.output * conv.x.output;
+  const int first = blockIdx.z * task.slices, end = min(first + task.slices, pixels);
+  const Digits tap(blockIdx.x, conv.x.taps, conv.channels);
+  T sum = 0;
+  if (output < pitch && first + warp < end) {
+    const int channel = output / conv.outputs * conv.channels + tap.low;
+    const int down = tap.high * conv.y.dilation - conv.y.padding, right = tap.middle * conv.x.dilation - conv.x.padding;
+    Digits at(first + warp, conv.y.output, conv.x.output);
+    const Digits step(8, conv.y.output, conv.x.output);
+    for (int pixel = first + warp; pixel < end; pixel += 8) {
+      const int row = at.middle * conv.y.stride + down, column = at.low * conv.x.stride + right;
+      if ((u32)row < (u32)conv.y.input && (u32)column < (u32)conv.x.input) {
+        const i64 seen = (i64)((at.high * conv.y.input + row) * conv.x.input + column);
+        sum += image[seen * conv.groups * conv.channels + channel] * gradient[(i64)pixel * pitch + output];
+      }
+      at.add(step, conv.y.output, conv.x.output);
+    }
+  }
+  sums[warp][lane] = sum;
+  __syncthreads();
+  if (warp > 0 || output >= pitch) return;
+  for (int other = 1; other < 8; other++) sum += sums[other][lane];
+  grad_weight[((i64)blockIdx.z * gridDim.x + blockIdx.x) * pitch + output] = sum;
+}
+
 // y from the parts of a split reduction, added in their order: the same bits every time.
 template <class T>
 __global__ void add_splits(int splits, u32 count, int channels, int steps, const T* __restrict__ parts,

@@ -236,7 +236,7 @@ class Tile:
     """What a block of threads works on: rows x columns of the result, `depth` of the reduction at a time.
 
     Attributes:
-        atom: what multiplies, of conv2d.cu.
+        atom: what multiplies, of conv2d.cu. Direct isn't a tile: a thread has one number, and no slices are copied.
         dtype: of the arrays.
         rows, columns, depth: of the tile.
         part: rows and columns of the sums of one thread (Simt) or one warp.
@@ -246,7 +246,7 @@ class Tile:
         operations: those that it is compiled for; the gradient to the input has the forward pass's kernel.
     """
 
-    atom: Literal["Simt", "Tf32", "Bf16"]
+    atom: Literal["Simt", "Tf32", "Bf16", "Direct"]
     dtype: str
     rows: int
     columns: int
@@ -261,7 +261,7 @@ class Tile:
     def threads(self) -> int:
         """Threads of a block."""
         parts = self.rows * self.columns // math.prod(self.part)
-        return parts if self.atom == "Simt" else 32 * parts
+        return parts if self.atom in ("Simt", "Direct") else 32 * parts
 
     @property
     def operand(self) -> str:
@@ -292,6 +292,8 @@ class Tile:
 
     def kernel(self, operation: Operation, vector: int) -> str:
         """The name expression of its kernel, which copies the gathered operand in vectors of so many elements."""
+        if self.atom == "Direct":
+            return f"{'direct_outer' if operation == 'grad_weight' else 'direct'}<{C_TYPES[self.dtype]}>"
         major, kernel = ("ALONG_RESULT", "outer") if operation == "grad_weight" else ("ALONG_REDUCTION", "correlate")
         kind = [C_TYPES[self.dtype]] if self.atom == "Simt" else []
         numbers = (self.rows, self.columns, self.depth, *self.part, *self.pads(operation))
@@ -316,19 +318,23 @@ LARGE_BF16 = Tile(
 SMALL_BF16 = Tile(
     atom="Bf16", dtype="float32", rows=64, columns=64, depth=32, part=(32, 32), stages=4, rate=700, vectors=(8,)
 )
+DIRECT, DIRECT_DOUBLE = (
+    Tile(atom="Direct", dtype=dtype, rows=8, columns=32, depth=1, part=(1, 1), stages=0, rate=16, vectors=(1,))
+    for dtype in ("float32", "float64")
+)
 TILES: dict[Precision, tuple[Tile, ...]] = {
     "float32": (LARGE, SMALL),
     "tf32": (LARGE_TF32, SMALL_TF32),
     "bf16": (LARGE_BF16, SMALL_BF16),
 }
-ALL_TILES = (DOUBLE, *itertools.chain(*TILES.values()))
+ALL_TILES = (DOUBLE, DIRECT, DIRECT_DOUBLE, *itertools.chain(*TILES.values()))
 
 
 PROGRAM = Program(
     "conv2d.cu",
     [
         *(
-            Instantiation(tile.kernel(operation, vector), least=75 if tile.atom == "Simt" else 80)
+            Instantiation(tile.kernel(operation, vector), least=80 if tile.atom in ("Tf32", "Bf16") else 75)
             for tile in ALL_TILES
             for vector in tile.vectors
             for operation in tile.operations
@@ -424,7 +430,7 @@ def _plan(operation: Operation, shape: Shape, dtype: str, wanted: Precision, for
         for tile in _tiles_for(operation, shape, dtype, wanted, forced)
         for vector in tile.vectors
         if (vector == 1 or _whole(operation, shape, vector)) and forced.vector in (None, vector)
-        for splits in ((forced.splits,) if forced.splits else _splits(operation, shape, blocks(products, tile.depth)))
+        for splits in _splits(operation, shape, tile, forced)
     ]
     if not options:
         raise ArgumentError(f"conv2d: no plan for {operation} of {shape} in {dtype} with {forced}")
@@ -437,6 +443,7 @@ def _plan(operation: Operation, shape: Shape, dtype: str, wanted: Precision, for
         slices=max(1, blocks(blocks(products, tile.depth), splits)),
         columns=whole,
         packs=operation != "grad_weight"
+        and tile.atom != "Direct"
         and (operation == "grad_input" or whole != columns or tile.operand != tile.dtype),
     )
 
@@ -444,6 +451,8 @@ def _plan(operation: Operation, shape: Shape, dtype: str, wanted: Precision, for
 def _tiles_for(operation: Operation, shape: Shape, dtype: str, wanted: Precision, forced: Forced) -> tuple[Tile, ...]:
     if forced.tile is not None:
         return (forced.tile,) if forced.tile.dtype == dtype else ()
+    if shape.groups > 1 and shape.channels * shape.outputs <= FEW:
+        return (DIRECT if dtype == "float32" else DIRECT_DOUBLE,)
     if dtype == "float64":
         return (DOUBLE,)
     if wanted == "bf16" and not _whole(operation, shape, LARGE_BF16.vector):
@@ -461,8 +470,11 @@ def _whole(operation: Operation, shape: Shape, vector: int) -> bool:
 def _clocks(operation: Operation, shape: Shape, tile: Tile, vector: int, splits: int) -> float:
     """About how long it takes: as many rounds of blocks as the multiprocessors need, and the second launch."""
     rows, columns, products = shape.product(operation)
-    grid = blocks(rows, tile.rows) * blocks(columns, tile.columns) * shape.groups * splits
-    grid *= shape.residues if operation == "grad_input" else 1
+    if tile.atom == "Direct":
+        grid = blocks(rows, tile.rows) * blocks(shape.groups * columns, tile.columns) * splits
+    else:
+        grid = blocks(rows, tile.rows) * blocks(columns, tile.columns) * shape.groups * splits
+        grid *= shape.residues if operation == "grad_input" else 1
     depth = max(1, blocks(blocks(products, tile.depth), splits)) * tile.depth + PROLOGUE
     clocks = blocks(grid, MULTIPROCESSORS) * tile.rows * tile.columns * depth / tile.rate
     clocks *= 1 if vector > 1 else SCALAR
@@ -472,17 +484,23 @@ def _clocks(operation: Operation, shape: Shape, tile: Tile, vector: int, splits:
     return clocks
 
 
+FEW = 64  # products of a pixel, a tap and a group: of a tile of 64 x 64 for each group, a 64th would be used
 PROLOGUE = 48  # products' worth of time for a tile's first copies and its stores
 SCALAR = 1.25  # copies of 4 bytes cost instructions that the products want
 LAUNCH = 4000  # clocks of a second launch
 BYTES_A_CLOCK = 2300  # of memory, 4.2 TB/s at 1.8 GHz
 
 
-def _splits(operation: Operation, shape: Shape, depth: int) -> list[int]:
+def _splits(operation: Operation, shape: Shape, tile: Tile, forced: Forced) -> list[int]:
     """Numbers of parts worth a thought: none of under four slices, and no more than a grid, or 32 bits, have room for."""
+    if tile.atom == "Direct" and operation != "grad_weight":
+        return [1]
+    if forced.splits:
+        return [forced.splits]
     if shape.result_size(operation) >= 2**31:
         return [1]
-    most = min(depth // 4, GRID_LIMIT // (shape.residues if operation == "grad_input" else 1), 64)
+    slices = blocks(shape.product(operation)[2], tile.depth if tile.atom != "Direct" else tile.rows)
+    most = min(slices // 4, GRID_LIMIT // (shape.residues if operation == "grad_input" else 1), 64)
     return [1, *(n for n in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if n <= most)]
 
 
@@ -576,7 +594,7 @@ def conv2d_grad_weight(
     images, gradients, sums = _workspace(xp, chosen, "grad_weight", shape)
     operands = (_operand(xp, chosen, x, images), _operand(xp, chosen, grad_output, gradients))
     result = grad if chosen.splits == 1 else sums.view(dtype)[: chosen.splits * grad.size]
-    grid = (_tiles("grad_weight", shape, tile), groups, chosen.splits)
+    grid = _grid("grad_weight", shape, chosen)
     arguments = (shape.structure(), _Task(splits=chosen.splits, slices=chosen.slices), *operands, result)
     name = tile.kernel("grad_weight", chosen.vector)
     PROGRAM.launch(xp, name, grid, (tile.threads,), arguments, shared=tile.shared("grad_weight"), outputs=(4,))
@@ -621,8 +639,7 @@ def _correlate(
         columns=chosen.columns,
         epilogue=steps if chosen.splits == 1 else 0,
     )
-    residues = shape.residues if operation == "grad_input" else 1
-    grid = (_tiles(operation, shape, tile), shape.groups, residues * chosen.splits)
+    grid = _grid(operation, shape, chosen)
     arguments = (shape.structure(), task, image, weights, *extras, result)
     name = tile.kernel(operation, chosen.vector)
     PROGRAM.launch(xp, name, grid, (tile.threads,), arguments, shared=tile.shared(operation), outputs=(7,))
@@ -631,9 +648,17 @@ def _correlate(
     return y
 
 
-def _tiles(operation: Operation, shape: Shape, tile: Tile) -> int:
-    rows, columns, _ = shape.product(operation)
-    return blocks(rows, tile.rows) * blocks(columns, tile.columns)
+def _grid(operation: Operation, shape: Shape, chosen: Plan) -> tuple[int, int, int]:
+    """Blocks along x, y and z, as the kernels' comments have them."""
+    tile, (rows, columns, _) = chosen.tile, shape.product(operation)
+    if tile.atom == "Direct":
+        if operation == "grad_input":
+            rows = shape.images * math.prod(shape.size)
+        along_x = rows if operation == "grad_weight" else blocks(rows, tile.rows)
+        return along_x, blocks(shape.groups * columns, tile.columns), chosen.splits
+    residues = shape.residues if operation == "grad_input" else 1
+    tiles = blocks(rows, tile.rows) * blocks(columns, tile.columns)
+    return tiles, shape.groups, residues * chosen.splits
 
 
 def _workspace(xp: Any, chosen: Plan, operation: Operation, shape: Shape) -> tuple[Array, Array, Array]:

@@ -202,6 +202,22 @@ def test_an_epilogue_of_another_shape(name: str):
         KERNELS["conv2d_fused_forward"](x, w, *extras.values(), relu=False, **PLAIN)
 
 
+@pytest.mark.parametrize("tile", [conv2d.SMALL, conv2d.SMALL_TF32, None], ids=["Simt", "Tf32", "as planned"])
+def test_groups_of_few_channels(tile: conv2d.Tile | None):
+    for x_shape, w_shape, stride, dilation in (
+        ((2, 7, 6, 40), (3, 3, 1, 40), 1, 1),
+        ((1, 9, 7, 6), (3, 2, 2, 9), 2, 1),
+        ((1, 9, 7, 6), (2, 2, 2, 6), 3, 2),
+    ):
+        groups = x_shape[3] // w_shape[2]
+        case = layer(x_shape, w_shape, stride=stride, padding=1, dilation=dilation, groups=groups)
+        shape = conv2d.shape_of("test", x_shape, w_shape, **case.parameters)
+        with running(mode="check", seed=2), conv2d.forcing(tile=tile):
+            atoms = {conv2d.plan(operation, shape, "float32").tile.atom for operation in OPERATIONS}
+            assert_equal_the_specification(case)
+        assert atoms == {"Direct" if tile is None else tile.atom}
+
+
 def test_a_large_layer_split_as_planned():
     case = layer((1, 32, 32, 64), (3, 3, 64, 64), padding=1)
     shape = conv2d.shape_of("test", case.x_shape, case.w_shape, **case.parameters)
