@@ -65,19 +65,20 @@ def test_weights_of_rows_and_columns_have_the_specifications_bits(
     )
 
 
+@pytest.mark.parametrize("by_rows", [True, False])
 @pytest.mark.parametrize("sampling_ratio", [0, 1, 7, 11])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_many_samples_on_a_long_line(dtype: Any, sampling_ratio: int) -> None:
+def test_many_samples_on_a_long_line(dtype: Any, sampling_ratio: int, by_rows: bool) -> None:
     """More samples than are searched one by one, more pixels than lanes, boxes far beyond the line and backwards."""
     rng = np.random.default_rng(sampling_ratio)
     edges = np.concatenate([rng.uniform(-30, 130, (20, 2)), rng.uniform(-3000, 3000, (6, 2))])
     boxes = np.zeros((26, 4), dtype)
-    boxes[:, [1, 3]] = edges
-    line = np.eye(100, dtype=dtype).reshape(1, 100, 1, 100)
+    boxes[:, [1, 3] if by_rows else [0, 2]] = edges
+    line = np.eye(100, dtype=dtype).reshape((1, 100, 1, 100) if by_rows else (1, 1, 100, 100))
     index = np.zeros(26, np.int64)
-    arguments = {"size": (3, 1), "spatial_scale": 0.9, "sampling_ratio": sampling_ratio, "aligned": True}
     # aligned, a box without width has no samples if their number is adaptive; then it is given some
-    arguments["aligned"] = sampling_ratio > 0
+    rules = {"spatial_scale": 0.9, "sampling_ratio": sampling_ratio, "aligned": sampling_ratio > 0}
+    arguments = {"size": (3, 1) if by_rows else (1, 3), **rules}
     expected = ops.roi_align_forward.specification(line, boxes, index, **arguments)
     np.testing.assert_array_equal(checked("roi_align_forward", 1, True, line, boxes, index, **arguments), expected)
     assert (expected > 0).any()
@@ -181,6 +182,28 @@ def test_regions_by_the_hundred(dtype: Any) -> None:
     actual = checked("roi_align_grad_features", 7, True, *given, input_shape=shape, **SAMPLING)
     bound = 2 * (700 * 15 + 16) * UNIT[dtype] * sizes
     assert (abs(actual - specified(*given, input_shape=shape, **SAMPLING)) <= bound).all()
+
+
+def test_more_bins_than_lanes() -> None:
+    boxes, index = np.array([[-1.0, 1.5, 9.5, 7.0], [3.0, 3.0, 4.0, 9.0]], np.float32), np.zeros(2, np.int64)
+    u = np.random.default_rng(0).standard_normal((2, 70, 35, 1)).astype(np.float32)
+    given = u, boxes, index
+    specified = ops.roi_align_grad_features.specification
+    sizes = specified(abs(u), boxes, index, input_shape=(1, 11, 12, 1), **SAMPLING)
+    actual = checked("roi_align_grad_features", 0, True, *given, input_shape=(1, 11, 12, 1), **SAMPLING)
+    expected = specified(*given, input_shape=(1, 11, 12, 1), **SAMPLING)
+    assert (abs(actual - expected) <= 2 * (u.size + 13) * UNIT[np.float32] * sizes).all()
+
+
+def test_a_box_of_one_pixel_that_is_not_aligned_moves_as_a_whole() -> None:
+    """At an extent of exactly 1 it doesn't follow the box, as below; above, it does."""
+    features = np.random.default_rng(0).standard_normal((1, 6, 6, 4)).astype(np.float32)
+    boxes, index = np.array([[1.25, 1.25, 2.25, 2.5], [1.25, 1.25, 2.5, 2.25]], np.float32), np.zeros(2, np.int64)
+    rules = {"spatial_scale": 1.0, "sampling_ratio": 2, "aligned": False}
+    u = np.ones((2, 2, 2, 4), np.float32)
+    grad = checked("roi_align_grad_boxes", 0, True, u, features, boxes, index, **rules)
+    np.testing.assert_array_equal(grad[:, 2:] != 0, [[False, True], [True, False]])
+    assert (grad[:, :2] != 0).all()
 
 
 @given(regions(), st.booleans(), st.booleans())
