@@ -16,6 +16,7 @@ import argparse
 import json
 import platform
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -75,16 +76,26 @@ class Case:
 # ---- recording -----------------------------------------------------------------------------------------------------
 
 
-def record(path: Path, device: Device = "cuda", chosen: Iterable[str] = ()) -> int:
-    """Run the edge cases of operations, by default of all that have a CUDA kernel, and write the file; how many.
+def record(path: Path, device: Device = "cuda", chosen: Iterable[str] = ()) -> tuple[int, list[str]]:
+    """Run the edge cases of operations, by default of all that have a CUDA kernel, and write the file.
+
+    Returns:
+        How many cases it holds, and the operations that failed, whose errors are printed and of which it holds none.
 
     Raises:
         DeviceError: CuPy isn't installed, or there is no device.
     """
     xp, title = _device(device)
-    cases = [case for name in sorted(chosen or KERNELS) for case in _run(name, KERNELS[name], xp)]
+    cases: list[Case] = []
+    failed = []
+    for name in sorted(chosen or KERNELS):
+        try:
+            cases += _run(name, KERNELS[name], xp)
+        except Exception:
+            failed.append(name)
+            print(f"FAILED {name}\n{traceback.format_exc()}", flush=True)
     write(path, cases, device=title)
-    return len(cases)
+    return len(cases), failed
 
 
 def _device(device: Device) -> tuple[Any, str]:
@@ -247,8 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "emulated"), default="cuda", help="where to record")
     options = parser.parse_args(arguments)
     if options.action == "record":
-        print(f"{options.file}: {record(options.file, options.device)} cases recorded")
-        return 0
+        count, failed = record(options.file, options.device)
+        print(f"{options.file}: {count} cases recorded, {len(failed)} operations failed")
+        return 1 if failed else 0
     departures = replay(options.file)
     print("\n".join([*departures, f"{options.file}: {len(departures)} departures"]))
     return 1 if departures else 0

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -56,45 +58,55 @@ def calls(name: str) -> Iterator[tuple[str, Setting, Call]]:
                 yield f"{name}: {edge}: {dtype}: {title}", setting, call.astype(dtype)
 
 
-def call_all(xp: Any, names: Sequence[str]) -> tuple[int, int]:
-    """Call the kernels of operations: how many calls were made, and how many aren't for the kernel, or the setting."""
-    made = passed_over = 0
+def call_all(xp: Any, names: Sequence[str]) -> tuple[Counter[str], list[str]]:
+    """Call the kernels of operations: how many calls were made and passed over, and the operations that failed.
+
+    A call is passed over if it isn't for the kernel (float64 may be refused) or for the setting (a tile isn't for
+    every shape). Of an operation that fails the error is printed, and the others still run.
+    """
+    counts: Counter[str] = Counter()
+    failed = []
     for name in names:
-        for title, setting, call in calls(name):
-            given = call.map(lambda _, array: xp.array(array))
-            try:
-                with setting():
-                    given.apply(KERNELS[name])
-            except (DTypeError, ArgumentError):  # float64 may be refused; a tile isn't for every shape
-                passed_over += 1
-            except Exception as error:
-                error.add_note(title)
-                raise
-            else:
-                made += 1
-    return made, passed_over
+        place = name
+        try:
+            for title, setting, call in calls(name):
+                place = title
+                given = call.map(lambda _, array: xp.array(array))
+                try:
+                    with setting():
+                        given.apply(KERNELS[name])
+                except (DTypeError, ArgumentError):
+                    counts["passed over"] += 1
+                else:
+                    counts["made"] += 1
+        except Exception:
+            failed.append(name)
+            print(f"FAILED {place}\n{traceback.format_exc()}", flush=True)
+    return counts, failed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 1 if a kernel was never launched."""
+    """The command line; 1 if an operation failed, or on a GPU if a kernel was never launched."""
     parser = argparse.ArgumentParser(prog="python -m refnet.kernels.cuda.every_kernel")
     parser.add_argument("operations", nargs="*", help="by default all")
     parser.add_argument("--emulated", action="store_true", help="in the emulator, its checker watching")
     options = parser.parse_args(arguments)
     names = options.operations or sorted(KERNELS)
+    missing: set[tuple[str, str]] = set()
     if options.emulated:
         with running(mode="check", seed=1):
-            made, passed_over = call_all(np, names)
-        print(f"{made} calls, {passed_over} passed over")
-        return 0
-    cupy = import_cupy()
-    cupy.cuda.set_allocator(None)  # no pool: each array is an allocation of the driver's
-    made, passed_over = call_all(cupy, names)
-    cupy.cuda.Device().synchronize()
-    missing = {(program.source, entry.name) for program in programs() for entry in program.instantiations} - loaded()
-    print(f"{made} calls, {passed_over} passed over, {len(loaded())} kernels launched")
+            counts, failed = call_all(np, names)
+    else:
+        cupy = import_cupy()
+        cupy.cuda.set_allocator(None)  # no pool: each array is an allocation of the driver's
+        counts, failed = call_all(cupy, names)
+        cupy.cuda.Device().synchronize()
+        if not options.operations:
+            missing = {(program.source, entry.name) for program in programs() for entry in program.instantiations}
+            missing -= loaded()
     print("".join(f"never launched: {source}: {name}\n" for source, name in sorted(missing)), end="")
-    return 1 if missing and not options.operations else 0
+    print(f"{counts['made']} calls, {counts['passed over']} passed over, {len(failed)} operations failed")
+    return 1 if failed or missing else 0
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conformance, "KERNELS", SPECIFICATIONS)
         patch.setattr(conformance, "SETTINGS", {})
-        assert record(path, "emulated") == len(read(path)) > 80
+        count, failed = record(path, "emulated")
+        assert (count, failed) == (len(read(path)), [])
+        assert count > 80
     return path
 
 
@@ -150,6 +152,15 @@ def test_another_format_and_no_case(tmp_path: Path, kernels: dict[str, Any]) -> 
     write(tmp_path / "y.npz", [], device="none")
     with pytest.raises(DataError, match="expected cases, found none"):
         replay(tmp_path / "y.npz")
+
+
+def test_an_operation_that_fails_is_left_out(
+    tmp_path: Path, kernels: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernels["conv2d_forward"] = None
+    assert conformance.main(["record", str(tmp_path / "x.npz"), "--device", "emulated"]) == 1
+    assert "FAILED conv2d_forward" in capsys.readouterr().out
+    assert {case.operation for case in read(tmp_path / "x.npz")} == {"nms"}
 
 
 def test_recording_needs_a_gpu(tmp_path: Path, kernels: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
