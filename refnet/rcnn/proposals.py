@@ -107,5 +107,6 @@ def _margin(logits: Array) -> Array:
 
 def best_first(scores: Float[Array, "*N B"], limit: int) -> Int[Array, "*N _"]:
     """Positions of the `limit` highest scores of each row, best first; the lower position wins a tie."""
+    # all are sorted, on a device too: CuPy's sort is stable, and its argpartition sorts everything as well
     order: Array = namespace(scores).argsort(-scores, axis=-1, kind="stable")
     return order[..., :limit]
