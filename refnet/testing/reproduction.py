@@ -64,7 +64,7 @@ def program(
         lines += ["try:", f"    operation.specification({plain})", "except Exception as error:"]
         lines.append('    print(f"the specification raises {type(error).__name__}: {error}")')
     elif writes:
-        kept = ", ".join(f"{name}.copy()" for name in writes)
+        kept = ", ".join(_copy(name, call.arrays[name]) for name in writes)
         lines += [f"before = {kept},", f"operation.specification({plain})"]
         lines.append(f'print("specification:", {", ".join(writes)}, sep="\\n")')
         lines.append(f"{', '.join(writes)}, = before")
@@ -164,6 +164,12 @@ def _nested_code(value: Any, code: Callable[[Array], str]) -> str:
         opening, closing = ("[", "]") if isinstance(value, list) else ("(", ",)" if len(value) == 1 else ")")
         return opening + ", ".join(entries) + closing
     return code(value)
+
+
+def _copy(name: str, value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__}(array.copy() for array in {name})"
+    return f"{name}.copy()"
 
 
 def _laid_out(name: str, value: Any, layout: Layout, device: Device) -> str:

@@ -101,8 +101,8 @@ DENSE = _in(
     (
         "the other sum",
         "affine_grad_parameters",
-        "product[channel] = (T)(total.product",
-        "product[channel] = (T)(total.sum",
+        "product[channel] = (T)total.product;",
+        "product[channel] = (T)total.sum;",
     ),
     (
         "no barrier before shares are added",
@@ -287,7 +287,7 @@ CONVOLUTION = _in(
         "  __syncthreads();\n  int slot = tap;",
         "  int slot = tap;",
     ),
-    ("weights transposed", "conv2d_forward", "(Packed)tile[c][o]", "(Packed)tile[o][c]"),
+    ("weights transposed", "conv2d_forward", "rounded<Packed>(tile[c][o])", "rounded<Packed>(tile[o][c])"),
     ("taps in forward order", "conv2d_grad_input", "(rows.count - 1 - a / conv.y.period)", "(a / conv.y.period)"),
 )
 
