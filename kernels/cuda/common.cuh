@@ -155,4 +155,112 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[
 #endif
 }
 
+// ---- a warpgroup's products (wgmma): sm_90a only -------------------------------------------------------------------
+
+// Where rows of 128 bytes stand, one behind the other and swizzled: chunk c (16 bytes) of row r at c xor r % 8. The tile's
+// first row is at a multiple of 1024 bytes. Two more in the descriptor are 32 bytes, a product's depth, further along.
+__device__ __forceinline__ u64 swizzled_tile(const void* tile) {
+  constexpr u64 GROUP_OF_ROWS = 8 * 128 / 16, SWIZZLE_128 = 1, LEADING = 1;  // the last isn't used by a swizzled tile
+  const u64 start = ((u32)__cvta_generic_to_shared(tile) & 0x3ffff) / 16;
+  return start | LEADING << 16 | GROUP_OF_ROWS << 32 | SWIZZLE_128 << 62;
+}
+
+// What copies and stores have written so far is seen by wgmma, which reads shared memory by another way than they.
+__device__ __forceinline__ void fence_proxy_async() {
+#ifdef REFNET_EMULATED
+  emu_fence_proxy_async();
+#else
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// The compiler moves no use of the sums across this place: it doesn't know that wgmma writes them later.
+template <int N>
+__device__ __forceinline__ void hold(float (&sums)[N]) {
+#ifndef REFNET_EMULATED
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+f"(sums[i])::"memory");
+#endif
+}
+
+// Before the first product that uses sums which something else has written.
+template <int N>
+__device__ __forceinline__ void wgmma_fence(float (&sums)[N]) {
+  hold(sums);
+#ifdef REFNET_EMULATED
+  emu_wgmma_fence();
+#else
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void wgmma_commit() {
+#ifdef REFNET_EMULATED
+  emu_wgmma_commit();
+#else
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+
+// Wait for all products of this warpgroup's that were committed; the sums are there then, and the tiles are free.
+template <int N>
+__device__ __forceinline__ void wgmma_wait(float (&sums)[N]) {
+#ifdef REFNET_EMULATED
+  emu_wgmma_wait(0);
+#else
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#endif
+  hold(sums);
+}
+
+// d (64x128) += a (64x8) b^T (128x8), TF32 (the 13 lowest bits are passed over), lines along the depth, float32 sums.
+__device__ __forceinline__ void wgmma_m64n128k8_tf32(float (&d)[64], u64 a, u64 b) {
+#ifdef REFNET_EMULATED
+  emu_wgmma_tf32(d, 128, a, b, true);
+#else
+  asm volatile(
+      "{ .reg .pred add; setp.eq.u32 add, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k8.f32.tf32.tf32 {"
+      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+      "}, %64, %65, add, 1, 1; }"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
+        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
+        "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+        "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+      : "l"(a), "l"(b));
+#endif
+}
+
+// The same of bfloat16: a (64x16), b^T (128x16).
+__device__ __forceinline__ void wgmma_m64n128k16_bf16(float (&d)[64], u64 a, u64 b) {
+#ifdef REFNET_EMULATED
+  emu_wgmma_bf16(d, 128, a, b, true, false, false);
+#else
+  asm volatile(
+      "{ .reg .pred add; setp.eq.u32 add, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+      "}, %64, %65, add, 1, 1, 0, 0; }"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+        "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+        "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
+        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
+        "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+        "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+      : "l"(a), "l"(b));
+#endif
+}
+
 }  // namespace refnet

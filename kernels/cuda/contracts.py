@@ -120,6 +120,13 @@ RULES = (
         requires=(r"HMMA\..*",),
     ),
     Rule(
+        why="only a warpgroup's instruction, which reads both operands from shared memory, keeps Hopper's cores busy",
+        source=r"conv2d\.cu",
+        kernel=r"correlate<Wgmma(Tf32|Bf16)<.*",
+        requires=(r"HGMMA\.64x128x.*",),
+        forbids=(r"HMMA\..*",),
+    ),
+    Rule(
         why="copies go from memory to shared memory by themselves while products are summed",
         source=r"conv2d\.cu",
         kernel=r"(correlate|outer)<.*",

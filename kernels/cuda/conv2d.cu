@@ -9,9 +9,9 @@
 //   outer       rows: taps and channels of x; columns: channels of grad_output; reduction: pixels of grad_output.
 //
 // Both run one pipeline: copies of the next STAGES - 1 slices of the reduction are under way while an Atom (what
-// multiplies: FFMA, or tensor cores) works on the present one. Loaders hold their places as digits that are moved on
-// with carries, so no loop divides. A reduction may be split among blocks: every part then writes its sums to a
-// workspace, and add_splits adds them in their order.
+// multiplies: FFMA, or tensor cores by mma.sync or, on Hopper, wgmma) works on the present one. Loaders hold their
+// places as digits that are moved on with carries, so no loop divides. A reduction may be split among blocks: every part
+// then writes its sums to a workspace, and add_splits adds them in their order.
 #include "vector.cuh"
 
 using namespace refnet;
@@ -107,6 +107,16 @@ struct Lines {
   static __device__ __forceinline__ int at(int line, int position) { return line * PITCH + position; }
 };
 
+// COUNT lines of 128 bytes without a gap, whose chunks are exchanged as swizzled_tile says.
+template <class Element, int COUNT>
+struct SwizzledLines {
+  using T = Element;
+  static constexpr int LINES = COUNT, WIDTH = 128 / sizeof(T), SIZE = COUNT * WIDTH, CHUNK = 16 / sizeof(T);
+  static __device__ __forceinline__ int at(int line, int position) {
+    return line * WIDTH + (position / CHUNK ^ line % 8) * CHUNK + position % CHUNK;
+  }
+};
+
 // What each thread of a block copies of a slice: one position of every PASS-th line, VECTOR elements at a time.
 template <class Layout, int VECTOR, int THREADS>
 struct Share {
@@ -187,6 +197,32 @@ struct MatrixLines {
   }
 };
 
+// A line for each column of the result: weights that are packed so that a column's products, all `pitch` of them, lie
+// side by side.
+template <class Layout, int VECTOR, int THREADS>
+struct ColumnLines {
+  using Own = Share<Layout, VECTOR, THREADS>;
+  using T = typename Layout::T;
+  const T* from;
+  int left, pitch, columns;  // products and columns from this thread's first on
+
+  __device__ __forceinline__ ColumnLines(const T* weights, int products, int pitch, int columns, int first_product,
+                                         int first_column)
+      : from(weights + (i64)(first_column + Own::line(0)) * pitch + first_product + Own::position()),
+        left(products - first_product - Own::position()), pitch(pitch),
+        columns(columns - first_column - Own::line(0)) {}
+
+  __device__ __forceinline__ void copy(T* to) {
+#pragma unroll
+    for (int i = 0; i < Own::COUNT; i++) {
+      const int ahead = i * Own::PASS;
+      Own::copy(to, i, from + (i64)ahead * pitch, left > 0 && ahead < columns);
+    }
+    left -= Layout::WIDTH;
+    from += Layout::WIDTH;
+  }
+};
+
 // A line for each pixel of the gradient: what this pixel sees through a tap, for some taps and channels.
 template <class Layout, int VECTOR, int THREADS>
 struct TapLines {
@@ -236,10 +272,15 @@ static constexpr int RESIDENT = 256;
 static constexpr int RESIDENT = 512;
 #endif
 
+// How an Atom goes about its slices. One that is ASYNCHRONOUS (wgmma) only begins to multiply: it must finish before the
+// slices are overwritten, and its right operand has a line for each column, where the others' has one for each product.
+enum Manner { AT_ONCE, ASYNCHRONOUS };
+
 // Plain arithmetic: a thread has TM x TN sums, a warp of 4 x 8 threads a tile of 4 TM x 8 TN. The left operand's slice
 // may lie either way; the right one's lines run along columns.
 template <class T, Major MAJOR, int BM, int BN, int BK, int TM, int TN, int A_PAD, int B_PAD>
 struct Simt {
+  static constexpr Manner MANNER = AT_ONCE;
   using Operand = T;
   using Value = T;
   static constexpr int ROWS = BM, COLUMNS = BN, DEPTH = BK, CHUNK = 16 / sizeof(T), RUN = CHUNK;
@@ -307,6 +348,7 @@ struct Simt {
 // What is common to the atoms whose warps multiply by mma.sync: a warp has a tile of WM x WN, in fragments of 16 x 8.
 template <class T, Major MAJOR, int BM, int BN, int BK, int WM, int WN, int A_PAD, int B_PAD>
 struct Fragments {
+  static constexpr Manner MANNER = AT_ONCE;
   using Operand = T;
   using Value = float;
   static constexpr int ROWS = BM, COLUMNS = BN, DEPTH = BK, CHUNK = 16 / sizeof(T), RUN = 2;
@@ -414,6 +456,57 @@ struct Bf16 : Fragments<u16, MAJOR, BM, BN, BK, WM, WN, A_PAD, B_PAD> {
   }
 };
 
+// Hopper's tensor cores: a warpgroup multiplies 64 rows by all columns, both read from shared memory by the instruction
+// itself, in slices of 128 bytes. It is for `correlate` alone: both operands of `outer` lie along the result, and of
+// those wgmma takes bfloat16 but not TF32.
+template <class T, int BM, int BN, int BK>
+struct Wgmma {
+  static constexpr Manner MANNER = ASYNCHRONOUS;
+  using Operand = T;
+  using Value = float;
+  static constexpr int ROWS = BM, COLUMNS = BN, DEPTH = BK, CHUNK = 16 / sizeof(T), RUN = 2;
+  static constexpr int THREADS = BM / 64 * 128, BLOCKS = RESIDENT / THREADS;
+  using A = SwizzledLines<T, BM>;
+  using B = SwizzledLines<T, BN>;
+  static_assert(BM % 64 == 0 && BN == 128 && BK == A::WIDTH, "a warpgroup has 64 x 128 sums, a slice lines of 128 bytes");
+  float sums[BN / 2];
+
+  __device__ __forceinline__ Wgmma() {
+#pragma unroll
+    for (int i = 0; i < BN / 2; i++) sums[i] = 0;
+  }
+
+  __device__ __forceinline__ void multiply(const T* a, const T* b) {
+    constexpr int STEPS = 4, STEP = 2;  // a product is 32 bytes deep
+    const u64 left = swizzled_tile(a + threadIdx.x / 128 * 64 * A::WIDTH), right = swizzled_tile(b);
+    wgmma_fence(sums);
+#pragma unroll
+    for (int k = 0; k < STEPS; k++)
+      if constexpr (sizeof(T) == 2)
+        wgmma_m64n128k16_bf16(sums, left + k * STEP, right + k * STEP);
+      else
+        wgmma_m64n128k8_tf32(sums, left + k * STEP, right + k * STEP);
+    wgmma_commit();
+  }
+
+  __device__ __forceinline__ void finish() { wgmma_wait(sums); }
+
+  template <class Visit>
+  __device__ __forceinline__ void visit_runs(Visit visit) {
+    const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int j = 0; j < BN / 8; j++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) visit(row + half * 8, j * 8 + column, sums + 4 * j + 2 * half);
+  }
+};
+
+// On float32 operands as they are: the left one is cut off to TF32, the right one was rounded when it was packed.
+template <int BM, int BN, int BK>
+using WgmmaTf32 = Wgmma<float, BM, BN, BK>;
+template <int BM, int BN, int BK>
+using WgmmaBf16 = Wgmma<u16, BM, BN, BK>;
+
 // ---- the pipeline --------------------------------------------------------------------------------------------------
 
 template <class Atom, int STAGES, class ALoader, class BLoader>
@@ -432,17 +525,25 @@ __device__ __forceinline__ void accumulate(Atom& atom, ALoader& a, BLoader& b, i
   int reading = 0, writing = STAGES - 1;
   for (int slice = 0; slice < slices; slice++) {
     copy_wait<STAGES - 2>();
+    if constexpr (Atom::MANNER == ASYNCHRONOUS) {
+      atom.finish();
+      fence_proxy_async();
+    }
     __syncthreads();  // the slice is there for all; and all are done with the one before, which is overwritten now
+    if constexpr (Atom::MANNER == ASYNCHRONOUS)  // first, so that the copies are asked for while it multiplies
+      atom.multiply(stages + reading * SIZE, stages + reading * SIZE + Atom::A::SIZE);
     if (slice + STAGES - 1 < slices) {
       a.copy(stages + writing * SIZE);
       b.copy(stages + writing * SIZE + Atom::A::SIZE);
     }
     copy_commit();  // an empty group where nothing is left to copy, so that the count of groups stays right
-    atom.multiply(stages + reading * SIZE, stages + reading * SIZE + Atom::A::SIZE);
+    if constexpr (Atom::MANNER == AT_ONCE)
+      atom.multiply(stages + reading * SIZE, stages + reading * SIZE + Atom::A::SIZE);
     reading = reading + 1 == STAGES ? 0 : reading + 1;
     writing = writing + 1 == STAGES ? 0 : writing + 1;
   }
   copy_wait<0>();
+  if constexpr (Atom::MANNER == ASYNCHRONOUS) atom.finish();
 }
 
 // What happens to a finished sum: times scale, plus shift, plus residual, and not below zero.
@@ -513,12 +614,21 @@ __global__ void __launch_bounds__(Atom::THREADS, VECTOR > 1 && Atom::BLOCKS > 0 
   if (slices > 0) {
     const Walk &rows = walks[0], &columns = walks[1];
     const int first_line = (rows.start * conv.x.taps + rows.taps * columns.start) * channels;
-    const int pitch = conv.groups * task.columns;
     PatchLines<typename Atom::A, VECTOR, Atom::THREADS> a(image + group * channels, rows, columns, conv.images,
                                                           channels, conv.groups, first_row, first_product);
-    MatrixLines<typename Atom::B, Atom::CHUNK, Atom::THREADS> b(weights + (i64)first_line * pitch + group * task.columns,
-                                                                products, pitch, task.columns, first_product, first_column);
-    accumulate<Atom, STAGES>(atom, a, b, slices);
+    if constexpr (Atom::MANNER == ASYNCHRONOUS) {
+      const int pitch = conv.y.taps * conv.x.taps * channels;
+      ColumnLines<typename Atom::B, Atom::CHUNK, Atom::THREADS> b(weights + (i64)group * task.columns * pitch + first_line,
+                                                                  products, pitch, task.columns, first_product,
+                                                                  first_column);
+      accumulate<Atom, STAGES>(atom, a, b, slices);
+    } else {
+      const int pitch = conv.groups * task.columns;
+      MatrixLines<typename Atom::B, Atom::CHUNK, Atom::THREADS> b(weights + (i64)first_line * pitch + group * task.columns,
+                                                                  products, pitch, task.columns, first_product,
+                                                                  first_column);
+      accumulate<Atom, STAGES>(atom, a, b, slices);
+    }
   }
 
   const Walk &rows = walks[0], &columns = walks[1];
@@ -667,11 +777,13 @@ __global__ void add_splits(int splits, u32 count, int channels, int steps, const
   y[element] = epilogue(sum, element, element % channels);
 }
 
-// A number as an operand: itself, or as bfloat16.
+// A number as an operand: itself, or the bits of bfloat16 (16 of them) or of TF32 (32).
 template <class Operand, class T>
 __device__ __forceinline__ Operand rounded(T value) {
   if constexpr (sizeof(Operand) == 2)
     return to_bf16(value);
+  else if constexpr (Operand(0.5f) == 0)  // an integer: bits
+    return to_tf32(value);
   else
     return value;
 }

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -28,6 +28,7 @@ Operation: TypeAlias = Literal["forward", "grad_input", "grad_weight"]
 LIMIT = 2**31 - 2**16  # of pixels and of weights: their indices, and those of a tile that hangs over, are int32
 GRID_LIMIT = 2**16 - 1  # blocks along y and along z
 VECTOR = 16  # bytes of a copy
+EMULATED = 0  # the compute capability of no device
 MULTIPROCESSORS = 132  # an H200's; on another GPU the plan is only less good
 SCALE, SHIFT, RESIDUAL, RELU = 1, 2, 4, 8  # the steps of conv2d.cu's Epilogue
 
@@ -205,6 +206,7 @@ def precision(value: Precision) -> Iterator[None]:
     """Within the block, and in the present thread or task only, make products of `value`.
 
     Where the channels of a group, or what a pixel has of them in memory, aren't whole vectors of eight, bf16 is TF32.
+    Where Hopper's wgmma reads an image itself, TF32 is the image's numbers cut off, and not rounded; weights are rounded.
 
     Raises:
         ArgumentError: there is no such precision.
@@ -239,14 +241,15 @@ class Tile:
         atom: what multiplies, of conv2d.cu. Direct isn't a tile: a thread has one number, and no slices are copied.
         dtype: of the arrays.
         rows, columns, depth: of the tile.
-        part: rows and columns of the sums of one thread (Simt) or one warp.
+        part: rows and columns of the sums of one thread (Simt), one warp, or one warpgroup (Wgmma).
         stages: slices in shared memory, of which all but one are being copied.
         rate: products a clock on one multiprocessor, as far as it is known: for choosing only.
         vectors: the widths, in elements, of the gathering copies that it is compiled for.
         operations: those that it is compiled for; the gradient to the input has the forward pass's kernel.
+        only: compute capabilities (times ten) that alone have its instructions; empty: all.
     """
 
-    atom: Literal["Simt", "Tf32", "Bf16", "Direct"]
+    atom: Literal["Simt", "Tf32", "Bf16", "WgmmaTf32", "WgmmaBf16", "Direct"]
     dtype: str
     rows: int
     columns: int
@@ -256,17 +259,28 @@ class Tile:
     rate: float
     vectors: tuple[int, ...]
     operations: tuple[Operation, ...] = ("forward", "grad_input", "grad_weight")
+    only: tuple[int, ...] = ()
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
         parts = self.rows * self.columns // math.prod(self.part)
-        return parts if self.atom in ("Simt", "Direct") else 32 * parts
+        return parts * (1 if self.atom in ("Simt", "Direct") else 128 if self.by_warpgroups else 32)
+
+    @property
+    def by_warpgroups(self) -> bool:
+        """Whether wgmma multiplies: it reads swizzled lines, and weights whose products lie side by side."""
+        return self.atom in ("WgmmaTf32", "WgmmaBf16")
 
     @property
     def operand(self) -> str:
         """The type of an operand's element in memory; of bfloat16, its bits."""
-        return "uint16" if self.atom == "Bf16" else self.dtype
+        return "uint16" if self.atom in ("Bf16", "WgmmaBf16") else self.dtype
+
+    @property
+    def packed(self) -> str:
+        """The type of a packed weight: an operand's, but bits of TF32 where nothing rounds them after packing."""
+        return "uint32" if self.atom == "WgmmaTf32" else self.operand
 
     @property
     def vector(self) -> int:
@@ -278,8 +292,10 @@ class Tile:
 
         Lines along the reduction are read 16 bytes each by several rows at a time: 16 more bytes a line part them.
         Lines along the result are read side by side; a fragment of mma.sync has four or eight lines, parted by 8
-        elements.
+        elements. The lines of wgmma are swizzled instead.
         """
+        if self.by_warpgroups:
+            return 0, 0
         across = 0 if self.atom == "Simt" else 8
         return (across if operation == "grad_weight" else self.vector), across
 
@@ -294,13 +310,15 @@ class Tile:
         """The name expression of its kernel, which copies the gathered operand in vectors of so many elements."""
         if self.atom == "Direct":
             return f"{'direct_outer' if operation == 'grad_weight' else 'direct'}<{C_TYPES[self.dtype]}>"
+        if self.by_warpgroups:
+            return f"correlate<{self.atom}<{self.rows}, {self.columns}, {self.depth}>, {vector}, {self.stages}>"
         major, kernel = ("ALONG_RESULT", "outer") if operation == "grad_weight" else ("ALONG_REDUCTION", "correlate")
         kind = [C_TYPES[self.dtype]] if self.atom == "Simt" else []
         numbers = (self.rows, self.columns, self.depth, *self.part, *self.pads(operation))
         return f"{kernel}<{self.atom}<{', '.join([*kind, major, *map(str, numbers)])}>, {vector}, {self.stages}>"
 
 
-C_TYPES = {"float32": "float", "float64": "double", "uint16": "unsigned short"}
+C_TYPES = {"float32": "float", "float64": "double", "uint16": "unsigned short", "uint32": "unsigned int"}
 LARGE = Tile(atom="Simt", dtype="float32", rows=128, columns=128, depth=8, part=(8, 8), stages=4, rate=95, vectors=(4,))
 SMALL = Tile(
     atom="Simt", dtype="float32", rows=64, columns=64, depth=16, part=(8, 4), stages=3, rate=80, vectors=(4, 1)
@@ -318,14 +336,19 @@ LARGE_BF16 = Tile(
 SMALL_BF16 = Tile(
     atom="Bf16", dtype="float32", rows=64, columns=64, depth=32, part=(32, 32), stages=4, rate=700, vectors=(8,)
 )
+HOPPER_TF32 = Tile(
+    atom="WgmmaTf32", dtype="float32", rows=128, columns=128, depth=32, part=(64, 128), stages=3, rate=700, vectors=(4,),
+    operations=("forward", "grad_input"), only=(90,),
+)  # fmt: skip
+HOPPER_BF16 = replace(HOPPER_TF32, atom="WgmmaBf16", depth=64, rate=1400, vectors=(8,))
 DIRECT, DIRECT_DOUBLE = (
     Tile(atom="Direct", dtype=dtype, rows=8, columns=32, depth=1, part=(1, 1), stages=0, rate=16, vectors=(1,))
     for dtype in ("float32", "float64")
 )
 TILES: dict[Precision, tuple[Tile, ...]] = {
     "float32": (LARGE, SMALL),
-    "tf32": (LARGE_TF32, SMALL_TF32),
-    "bf16": (LARGE_BF16, SMALL_BF16),
+    "tf32": (HOPPER_TF32, LARGE_TF32, SMALL_TF32),
+    "bf16": (HOPPER_BF16, LARGE_BF16, SMALL_BF16),
 }
 ALL_TILES = (DOUBLE, DIRECT, DIRECT_DOUBLE, *itertools.chain(*TILES.values()))
 
@@ -334,7 +357,9 @@ PROGRAM = Program(
     "conv2d.cu",
     [
         *(
-            Instantiation(tile.kernel(operation, vector), least=80 if tile.atom in ("Tf32", "Bf16") else 75)
+            Instantiation(
+                tile.kernel(operation, vector), least=75 if tile.atom in ("Simt", "Direct") else 80, only=tile.only
+            )
             for tile in ALL_TILES
             for vector in tile.vectors
             for operation in tile.operations
@@ -346,6 +371,7 @@ PROGRAM = Program(
             Instantiation(name, least=80)
             for name in ("pack_weights<float, unsigned short>", "round_image<float, unsigned short>")
         ),
+        Instantiation("pack_weights<float, unsigned int>", only=(90,)),
     ],
 )
 
@@ -417,17 +443,26 @@ def forcing(**choices: Any) -> Iterator[None]:
         _forced.reset(token)
 
 
-def plan(operation: Operation, shape: Shape, dtype: str) -> Plan:
-    """The plan for a convolution whose arrays start at multiples of 16 bytes, in the present precision."""
-    return _plan(operation, shape, dtype, present_precision(), _forced.get())
+def plan(operation: Operation, shape: Shape, dtype: str, capability: int = EMULATED) -> Plan:
+    """The plan for a convolution whose arrays start at multiples of 16 bytes, in the present precision.
+
+    `capability` is the device's compute capability times ten. The emulator has every instruction, but takes one
+    architecture's own only where its tile is forced.
+    """
+    return _plan(operation, shape, dtype, capability, present_precision(), _forced.get())
+
+
+def _capability(xp: Any) -> int:
+    """That of the current device of CuPy; :data:`EMULATED` for other arrays."""
+    return int(xp.cuda.Device().compute_capability) if xp.__name__ == "cupy" else EMULATED
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(operation: Operation, shape: Shape, dtype: str, wanted: Precision, forced: Forced) -> Plan:
+def _plan(operation: Operation, shape: Shape, dtype: str, capability: int, wanted: Precision, forced: Forced) -> Plan:
     _, columns, products = shape.product(operation)
     options = [
         (tile, vector, splits)
-        for tile in _tiles_for(operation, shape, dtype, wanted, forced)
+        for tile in _tiles_for(operation, shape, dtype, capability, wanted, forced)
         for vector in tile.vectors
         if (vector == 1 or _whole(operation, shape, vector)) and forced.vector in (None, vector)
         for splits in _splits(operation, shape, tile, forced)
@@ -444,20 +479,25 @@ def _plan(operation: Operation, shape: Shape, dtype: str, wanted: Precision, for
         columns=whole,
         packs=operation != "grad_weight"
         and tile.atom != "Direct"
-        and (operation == "grad_input" or whole != columns or tile.operand != tile.dtype),
+        and (operation == "grad_input" or whole != columns or tile.operand != tile.dtype or tile.by_warpgroups),
     )
 
 
-def _tiles_for(operation: Operation, shape: Shape, dtype: str, wanted: Precision, forced: Forced) -> tuple[Tile, ...]:
-    if forced.tile is not None:
-        return (forced.tile,) if forced.tile.dtype == dtype else ()
+def _tiles_for(
+    operation: Operation, shape: Shape, dtype: str, capability: int, wanted: Precision, forced: Forced
+) -> tuple[Tile, ...]:
+    if (tile := forced.tile) is not None:
+        suits = capability in (*(tile.only or [capability]), EMULATED)
+        return (tile,) if tile.dtype == dtype and operation in tile.operations and suits else ()
     if shape.groups > 1 and shape.channels * shape.outputs <= FEW:
         return (DIRECT if dtype == "float32" else DIRECT_DOUBLE,)
     if dtype == "float64":
         return (DOUBLE,)
     if wanted == "bf16" and not _whole(operation, shape, LARGE_BF16.vector):
         wanted = "tf32"
-    return TILES[wanted]
+    return tuple(
+        tile for tile in TILES[wanted] if operation in tile.operations and (not tile.only or capability in tile.only)
+    )
 
 
 def _whole(operation: Operation, shape: Shape, vector: int) -> bool:
@@ -514,12 +554,16 @@ def workspace_size(
     dilation: Pair,
     groups: int,
     dtype: Any = np.float32,
+    capability: int = EMULATED,
 ) -> int:
-    """Bytes that a call takes from its namespace's ``xp.empty`` beside its result, and gives back on return."""
+    """Bytes that a call takes from its namespace's ``xp.empty`` beside its result, and gives back on return.
+
+    `capability` is as in :func:`plan`.
+    """
     shape = shape_of(
         "workspace_size", x_shape, w_shape, stride=stride, padding=padding, dilation=dilation, groups=groups
     )
-    return sum(plan(operation, shape, np.dtype(dtype).name).pieces(operation, shape))
+    return sum(plan(operation, shape, np.dtype(dtype).name, capability).pieces(operation, shape))
 
 
 # ---- launchers -----------------------------------------------------------------------------------------------------
@@ -589,7 +633,7 @@ def conv2d_grad_weight(
     grad: Array = xp.empty(w_shape, dtype)
     if grad.size == 0:
         return grad
-    chosen = plan("grad_weight", shape, dtype)
+    chosen = plan("grad_weight", shape, dtype, _capability(xp))
     tile = chosen.tile
     images, gradients, sums = _workspace(xp, chosen, "grad_weight", shape)
     operands = (_operand(xp, chosen, x, images), _operand(xp, chosen, grad_output, gradients))
@@ -624,7 +668,7 @@ def _correlate(
     y: Array = xp.empty(y_shape, dtype)
     if y.size == 0:
         return y
-    chosen = plan(operation, shape, dtype)
+    chosen = plan(operation, shape, dtype, _capability(xp))
     tile = chosen.tile
     images, packed, sums = _workspace(xp, chosen, operation, shape)
     w = _aligned(w)
@@ -681,24 +725,32 @@ def _operand(xp: Any, chosen: Plan, image: Array, room: Array) -> Array:
 
 
 def _pack(xp: Any, operation: Operation, shape: Shape, chosen: Plan, w: Array, room: Array) -> Array:
-    """Weights as MatrixLines reads them: (taps, channels of the source, groups of columns of the result)."""
-    pitch = shape.groups * chosen.columns
+    """Weights as MatrixLines reads them: (taps, channels of the source, groups of columns of the result).
+
+    ColumnLines reads (groups of columns of the result, taps, channels of the source).
+    """
     backward = operation == "grad_input"
     reduced = shape.outputs if backward else shape.channels
+    if chosen.tile.by_warpgroups:
+        tap, source, column = reduced, 1, shape.taps * reduced
+        group = chosen.columns * column
+    else:
+        source, column, group = shape.groups * chosen.columns, 1, chosen.columns
+        tap = reduced * source
     packing = _Packing(
         all_channels=chosen.columns if backward else shape.channels,
         all_outputs=shape.outputs if backward else chosen.columns,
-        tap_stride=reduced * pitch,
-        group_stride=chosen.columns,
-        channel_stride=1 if backward else pitch,
-        output_stride=pitch if backward else 1,
+        tap_stride=tap,
+        group_stride=group,
+        channel_stride=column if backward else source,
+        output_stride=source if backward else column,
         backward=backward,
     )
     grid = (blocks(packing.all_channels, 32), blocks(packing.all_outputs, 32), shape.taps * shape.groups)
-    packed = room.view(chosen.tile.operand)[: shape.taps * reduced * pitch]
-    name = f"pack_weights<{C_TYPES[chosen.tile.dtype]}, {C_TYPES[chosen.tile.operand]}>"
+    packed = room.view(chosen.tile.packed)[: shape.taps * reduced * shape.groups * chosen.columns]
+    name = f"pack_weights<{C_TYPES[chosen.tile.dtype]}, {C_TYPES[chosen.tile.packed]}>"
     PROGRAM.launch(xp, name, grid, (32, 8), (shape.structure(), packing, w, packed), outputs=(3,))
-    return packed
+    return packed.view(chosen.tile.operand)
 
 
 def _add_splits(xp: Any, chosen: Plan, parts: Array, y: Array, steps: int, extras: Sequence[Array]) -> None:

@@ -27,6 +27,7 @@ from refnet.kernel_op import operations
 from refnet.kernels.cuda import KERNELS, conv2d, roi
 from refnet.kernels.cuda.contracts import programs
 from refnet.kernels.cuda.cupy_module import import_cupy, loaded
+from refnet.kernels.cuda.nvrtc import architecture, suits
 from refnet.kernels.emulator import running
 from refnet.testing import Call, contract_of
 
@@ -85,6 +86,16 @@ def call_all(xp: Any, names: Sequence[str]) -> tuple[Counter[str], list[str]]:
     return counts, failed
 
 
+def written_for(capability: int) -> set[tuple[str, str]]:
+    """The kernels that run on devices of compute `capability` times ten: source and name."""
+    return {
+        (program.source, entry.name)
+        for program in programs()
+        for entry in program.instantiations
+        if suits(entry, architecture(capability, entry.only))
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 1 if an operation failed, or on a GPU if a kernel was never launched."""
     parser = argparse.ArgumentParser(prog="python -m refnet.kernels.cuda.every_kernel")
@@ -102,8 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         counts, failed = call_all(cupy, names)
         cupy.cuda.Device().synchronize()
         if not options.operations:
-            missing = {(program.source, entry.name) for program in programs() for entry in program.instantiations}
-            missing -= loaded()
+            missing = written_for(int(cupy.cuda.Device().compute_capability)) - loaded()
     print("".join(f"never launched: {source}: {name}\n" for source, name in sorted(missing)), end="")
     print(f"{counts['made']} calls, {counts['passed over']} passed over, {len(failed)} operations failed")
     return 1 if failed or missing else 0

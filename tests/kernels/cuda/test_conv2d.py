@@ -5,9 +5,11 @@ rounded, and every order gives the same bits.
 """
 
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Container
 from dataclasses import replace
 from inspect import unwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refnet import ops
-from refnet.errors import ArgumentError, DTypeError, LaunchError, ShapeError
+from refnet.errors import ArgumentError, DTypeError, KernelFault, LaunchError, ShapeError
 from refnet.kernels.cuda import KERNELS, conv2d
+from refnet.kernels.cuda.program import FOLDER, sources_in
 from refnet.kernels.emulator import available, running
 from tests.geometry import Convolution, convolutions
 
@@ -48,8 +51,12 @@ def integers(dtype: type = np.float32) -> Callable[[np.random.Generator, tuple[i
     return lambda rng, shape: rng.integers(-3, 4, shape).astype(dtype)
 
 
-def assert_equal_the_specification(case: Convolution, dtype: type = np.float32) -> None:
+def assert_equal_the_specification(
+    case: Convolution, dtype: type = np.float32, operations: Container[str] = OPERATIONS
+) -> None:
     for name, _, inputs, parameters in cases(case, *draw(case, integers(dtype))):
+        if name[7:] not in operations:
+            continue
         y = KERNELS[name](*inputs, **parameters)
         assert y.dtype == dtype
         np.testing.assert_array_equal(y, getattr(ops, name).specification(*inputs, **parameters), err_msg=name)
@@ -105,17 +112,97 @@ def test_rounded_operands_are_within_their_bound(precision: conv2d.Precision, un
             assert not np.array_equal(KERNELS["conv2d_forward"](x, w, **case.parameters), exact)
 
 
-def assert_within_the_bound(case: Convolution, dtype: type, of_operands: float) -> None:
+def assert_within_the_bound(
+    case: Convolution, dtype: type, of_operands: float, operations: Container[str] = OPERATIONS
+) -> None:
     """|y - y*| <= (K + 1) u sum |x| |w|, and `of_operands` times that sum for what operands lose."""
     arrays = draw(case, lambda rng, shape: rng.standard_normal(shape).astype(dtype))
     with running(mode="check"):
         for name, products, inputs, parameters in cases(case, *arrays):
+            if name[7:] not in operations:
+                continue
             y = KERNELS[name](*inputs, **parameters)
             specification = getattr(ops, name).specification
             reference = specification(*(a.astype(np.float64) for a in inputs), **parameters)
             size = specification(*(abs(a).astype(np.float64) for a in inputs), **parameters)
             bound = (products + 1) * (UNIT[dtype] + UNIT[np.float64]) * size  # the reference is rounded, too
             assert (abs(y - reference) <= (1 + of_operands) * bound + of_operands * size).all(), name
+
+
+HOPPER = pytest.mark.parametrize("tile", [conv2d.HOPPER_TF32, conv2d.HOPPER_BF16], ids=lambda tile: tile.atom)
+
+
+@HOPPER
+def test_hoppers_operands_are_within_their_bound(tile: conv2d.Tile):
+    """TF32 is cut off, by a unit at most. The last slice of the reduction is only partly there."""
+    unit = {"WgmmaTf32": 2.0**-10, "WgmmaBf16": 2.0**-8}[tile.atom]
+    for case in (layer((1, 6, 5, 16), (3, 3, 16, 24), padding=1), layer((2, 7, 7, 8), (3, 3, 8, 8), stride=2)):
+        with conv2d.forcing(tile=tile):
+            assert_within_the_bound(case, np.float32, 2 * unit + unit**2, tile.operations)
+
+
+@HOPPER
+@given(
+    case=convolutions(least_images=0),
+    seed=seeds,
+    splits=st.sampled_from([1, 3]),
+    extras=st.lists(st.booleans(), min_size=4, max_size=4),
+)
+@settings(max_examples=15)
+def test_any_geometry_on_hopper(tile: conv2d.Tile, case: Convolution, seed: int, splits: int, extras: list[bool]):
+    case = widened(case, 8)
+    with running(mode="check", seed=seed), conv2d.forcing(tile=tile, splits=splits):
+        assert_equal_the_specification(case, operations=tile.operations)
+        assert_fused_equals_the_specification(case, extras)
+
+
+@HOPPER
+def test_hopper_has_its_own_tile_where_it_pays(tile: conv2d.Tile):
+    with conv2d.precision("tf32" if tile.atom == "WgmmaTf32" else "bf16"):
+        for x_shape, w_shape in (((8, 50, 68, 256), (3, 3, 256, 256)), ((8, 100, 136, 512), (1, 1, 512, 128))):
+            shape = conv2d.shape_of("test", x_shape, w_shape, **PLAIN)
+            plans = {c: [conv2d.plan(op, shape, "float32", c).tile for op in OPERATIONS] for c in (0, 80, 90, 100)}
+            assert plans[90][:2] == [tile, tile]
+            assert plans[90][2].atom == tile.atom[5:]
+            assert plans[0] == plans[80] == plans[100]
+            assert all(not other.only for other in plans[80])
+        few = conv2d.shape_of("test", (1, 8, 8, 6), (3, 3, 6, 6), **PLAIN)
+        assert not conv2d.plan("forward", few, "float32", 90).tile.only
+
+
+def test_hoppers_tile_is_refused_elsewhere_and_for_the_gradient_to_weights():
+    shape = conv2d.shape_of("test", (1, 8, 8, 16), (3, 3, 16, 16), **PLAIN)
+    with conv2d.forcing(tile=conv2d.HOPPER_BF16):
+        assert conv2d.plan("forward", shape, "float32", 90).tile is conv2d.HOPPER_BF16
+        for operation, capability in (("forward", 100), ("grad_weight", 90)):
+            with pytest.raises(ArgumentError, match="no plan"):
+                conv2d.plan(operation, shape, "float32", capability)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "found"),
+    [
+        ("      fence_proxy_async();\n", "", "without a fence.proxy.async"),
+        ("      atom.finish();\n", "", "wgmma"),
+        ("position / CHUNK ^ line % 8", "position / CHUNK", "not equal"),
+    ],
+    ids=["no fence", "tiles overwritten", "no swizzle"],
+)
+def test_a_mistake_with_hoppers_tile_is_found(right: str, wrong: str, found: str, tmp_path: Path):
+    folder = tmp_path / "cuda"
+    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    source = folder / "conv2d.cu"
+    assert source.read_text().count(right) == 1
+    source.write_text(source.read_text().replace(right, wrong))
+    tile = conv2d.HOPPER_TF32
+    case = layer((1, 9, 9, 32), (3, 3, 32, 40))
+    with (
+        sources_in(folder),
+        running(mode="check", seed=1),
+        conv2d.forcing(tile=tile, splits=1),
+        pytest.raises((KernelFault, AssertionError), match=found),
+    ):
+        assert_equal_the_specification(case, operations=tile.operations)
 
 
 def test_the_precision_is_float32_unless_a_block_or_the_program_says_otherwise():
@@ -149,7 +236,7 @@ def test_each_tile_hanging_over_on_both_sides(tile: conv2d.Tile, splits: int):
     channels, outputs = 3 * tile.vector, tile.columns + tile.vector
     case = layer((2, 9, tile.rows // 16 + 1, channels), (3, 2, channels, outputs), padding=1)
     with running(mode="check", seed=5), conv2d.forcing(tile=tile, splits=splits):
-        assert_equal_the_specification(case, np.dtype(tile.dtype).type)
+        assert_equal_the_specification(case, np.dtype(tile.dtype).type, tile.operations)
 
 
 @pytest.mark.parametrize(
@@ -176,14 +263,19 @@ def test_layers(x_shape, w_shape, stride, padding, dilation, groups):
 )
 @settings(max_examples=20)
 def test_the_epilogue(case: Convolution, given: list[bool], splits: int | None, quadruple: bool):
-    rng = case.rng
     case = replace(case, w_shape=(*case.w_shape[:3], 4 * case.w_shape[3])) if quadruple else case
+    with running(mode="check"), conv2d.forcing(splits=splits):
+        assert_fused_equals_the_specification(case, given)
+
+
+def assert_fused_equals_the_specification(case: Convolution, given: list[bool]) -> None:
+    """With those of scale, shift, residual and ReLU that are given."""
+    rng = case.rng
     shapes = (case.x_shape, case.w_shape, case.w_shape[3:], case.w_shape[3:], case.y_shape)
     x, w, *extras = (rng.integers(-3, 4, shape).astype(np.float32) for shape in shapes)
     extras = [array if wanted else None for array, wanted in zip(extras, given, strict=False)]
     parameters = {"relu": given[3], **case.parameters}
-    with running(mode="check"), conv2d.forcing(splits=splits):
-        y = KERNELS["conv2d_fused_forward"](x, w, *extras, **parameters)
+    y = KERNELS["conv2d_fused_forward"](x, w, *extras, **parameters)
     np.testing.assert_array_equal(y, ops.conv2d_fused_forward.specification(x, w, *extras, **parameters))
 
 
@@ -272,9 +364,17 @@ def test_workspace_is_what_is_taken(monkeypatch: pytest.MonkeyPatch):
         return array
 
     for name, _, inputs, parameters in cases(case, *draw(case, integers())):
-        for splits, precision in ((1, "float32"), (3, "float32"), (3, "bf16")):
+        for splits, precision, tile in (
+            (1, "float32", None),
+            (3, "float32", None),
+            (3, "bf16", None),
+            (3, "float32", conv2d.HOPPER_TF32),
+            (1, "float32", conv2d.HOPPER_BF16),
+        ):
+            if tile and name[7:] not in tile.operations:
+                continue
             with (
-                conv2d.forcing(splits=splits),
+                conv2d.forcing(tile=tile, splits=splits),
                 conv2d.precision(precision),
                 pytest.MonkeyPatch.context() as patch,
             ):

@@ -22,6 +22,12 @@ def test_every_operation_has_calls_in_each_of_its_settings() -> None:
     assert sum(title.endswith(": by atomics") for title in titles) == len(titles) // 2
 
 
+def test_no_kernel_is_missed_that_the_device_cannot_run() -> None:
+    ampere, hopper = every_kernel.written_for(80), every_kernel.written_for(90)
+    assert ampere < hopper
+    assert all("Wgmma" in name or name == "pack_weights<float, unsigned int>" for _, name in hopper - ampere)
+
+
 def test_an_operation_that_fails_is_named_and_the_others_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
