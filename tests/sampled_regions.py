@@ -13,7 +13,7 @@ import numpy as np
 
 import refnet.ops as ops
 from refnet.ops.roi_align import sample_counts, spans
-from tests.regions import Regions
+from refnet.testing.strategies.regions import Regions
 
 Kernel: TypeAlias = Callable[..., Any]
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import refnet.ops as ops
 from refnet.kernels.cpu import KERNELS, roi
-from tests.regions import Regions, regions
+from refnet.testing.strategies.regions import Regions, regions
 from tests.sampled_regions import CHECKS
 
 dtypes = st.sampled_from([np.float32, np.float64])

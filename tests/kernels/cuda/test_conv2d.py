@@ -21,7 +21,7 @@ from refnet.errors import ArgumentError, DTypeError, KernelFault, LaunchError, S
 from refnet.kernels.cuda import KERNELS, conv2d
 from refnet.kernels.cuda.program import FOLDER, sources_in
 from refnet.kernels.emulator import available, running
-from tests.geometry import Convolution, convolutions
+from refnet.testing.strategies.geometry import Convolution, convolutions
 
 pytestmark = pytest.mark.skipif(not available(), reason="the emulator needs g++")
 

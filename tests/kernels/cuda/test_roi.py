@@ -17,7 +17,7 @@ from refnet.kernels.emulator import available, running, standin
 from refnet.rcnn.config import RoiTargetConfig
 from refnet.rcnn.structures import GroundTruth
 from refnet.rcnn.targets import mask_targets
-from tests.regions import Regions, regions
+from refnet.testing.strategies.regions import Regions, regions
 from tests.sampled_regions import CHECKS, UNIT, rough
 
 pytestmark = pytest.mark.skipif(not available(), reason="no g++: CUDA kernels aren't emulated")

@@ -14,7 +14,7 @@ from refnet.errors import ShapeError
 from refnet.kernels.cuda import KERNELS, roi_pool
 from refnet.kernels.emulator import available, running, standin
 from refnet.ops.roi_pool import NOWHERE
-from tests.regions import Regions, regions
+from refnet.testing.strategies.regions import Regions, regions
 from tests.sampled_regions import rough
 
 pytestmark = pytest.mark.skipif(not available(), reason="no g++: CUDA kernels aren't emulated")
