@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ def listing() -> str:
     """Every operation with what it does, a line each."""
     lines = []
     for name, operation in _operations().items():
-        first = (operation.specification.__doc__ or "").strip().splitlines()[0]
+        first = re.sub(r":\w+:(`[^`]+`)", r"\1", (operation.specification.__doc__ or "").strip().splitlines()[0])
         lines.append(f"{name:32}{first}")
     return "\n".join(lines)
 
