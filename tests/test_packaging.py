@@ -53,11 +53,17 @@ def modules(folder: str) -> set[str]:
     return {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py")}
 
 
+def sources() -> set[str]:
+    """What the CUDA kernels and their emulator are compiled from, and what is recorded of them."""
+    files = [path for suffix in ("cu", "cuh", "h", "cpp", "json") for path in (ROOT / "kernels").rglob(f"*.{suffix}")]
+    return {str(path.relative_to(ROOT)) for path in files}
+
+
 def test_the_wheel_holds_every_module_and_no_top_level_kernels(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = modules("refnet") | {f"refnet/{name}" for name in modules("kernels")}
     assert "refnet/kernels/cpu/__init__.py" in expected
-    assert names == expected | {"refnet/py.typed"}
+    assert names == expected | {"refnet/py.typed"} | {f"refnet/{name}" for name in sources()}
 
 
 def test_the_wheel_installs_the_command(wheel: Path) -> None:

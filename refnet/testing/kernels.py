@@ -250,6 +250,8 @@ class _Check:
                 warnings.simplefilter("ignore", hypothesis.errors.HypothesisDeprecationWarning)
                 all_hold()
         except (KernelMismatch, hypothesis.errors.Flaky):
+            if not failures:  # it isn't the kernel that behaved in two ways
+                raise
             smallest = min(failures, key=lambda mismatch: mismatch.numbers)
             return smallest if known is None or smallest.numbers < known.numbers else known
         if known is None and not self.report.examples:

@@ -79,8 +79,8 @@ def test_a_cuda_source(mine, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--kernel", "my_kernels.py:nms"], "expected one of the operations affine_forward, .*, got ''"),
-        (["nsm"], "expected one of the operations affine_forward, .*, got 'nsm'"),
+        (["--kernel", "my_kernels.py:nms"], "expected one of the operations adamw_update, .*, got ''"),
+        (["nsm"], "expected one of the operations adamw_update, .*, got 'nsm'"),
         (["nms", "--kernel", "my_kernels"], "expected a kernel as package.module:name or file.py:name"),
         (["nms", "--kernel", "nowhere.py:nms"], "found no file nowhere.py"),
         (["nms", "--kernel", "no_such_module:nms"], "No module named 'no_such_module'"),

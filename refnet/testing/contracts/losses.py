@@ -24,16 +24,20 @@ from refnet.testing.strategies.drawing import Draw, kinds, seeds, shapes
 betas = st.sampled_from([1.0, 1 / 9, 0.0, 0.25])
 
 
+def _enlarged(values: Values, times: float) -> Values | Array:
+    """`times` the values; an array of no axis stays an array."""
+    return values if times == 1 else np.asarray(values.array() * times)
+
+
 def _binary(shape: Shape, kind: Kind, seed: int, times: float = 1.0) -> Call:
     targets = np.asarray(np.random.default_rng(seed).choice([0.0, 1.0, 0.5, 0.3], shape))
-    logits: Any = Values(shape, kind, seed) if times == 1 else Values(shape, kind, seed).array() * times
-    return Call.of({"logits": logits, "targets": targets}, exact=False)
+    return Call.of({"logits": _enlarged(Values(shape, kind, seed), times), "targets": targets}, exact=False)
 
 
 def _classes(rows: int, classes: int, kind: Kind, seed: int, times: float = 1.0) -> Call:
     own = np.random.default_rng(seed).integers(0, classes, rows)
-    logits: Any = Values((rows, classes), kind, seed)
-    return Call.of({"logits": logits if times == 1 else logits.array() * times, "classes": own}, exact=False)
+    logits = _enlarged(Values((rows, classes), kind, seed), times)
+    return Call.of({"logits": logits, "classes": own}, exact=False)
 
 
 def _distance(shape: Shape, kind: Kind, seed: int, beta: float) -> Call:
@@ -42,8 +46,7 @@ def _distance(shape: Shape, kind: Kind, seed: int, beta: float) -> Call:
 
 
 def _softmax(shape: Shape, kind: Kind, seed: int, axis: int = -1, times: float = 1.0) -> Call:
-    x: Any = Values(shape, kind, seed)
-    return Call.of({"x": x if times == 1 else x.array() * times}, {"axis": axis}, exact=False)
+    return Call.of({"x": _enlarged(Values(shape, kind, seed), times)}, {"axis": axis}, exact=False)
 
 
 @st.composite
