@@ -25,6 +25,7 @@ from refnet.kernels.cache import cache_folder
 from refnet.kernels.cuda.program import headers_beside
 
 FOLDER = Path(str(files("refnet.kernels.emulator"))) / "runtime"
+OWN = "emulator-runtime"  # what debugging information calls this folder: checkouts share what is compiled
 # one translation unit: the checker's entry points and what they call are compiled into each other
 PARTS = ("fibers", "launch", "barriers", "warp", "async_copy", "tensor_core", "warpgroup", "shadow", "metrics", "hooks")
 COMMON = ("-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-x", "c++", "-")
@@ -70,7 +71,7 @@ def _build(title: str, stub: str, flags: Sequence[str], folder: Path, texts: Seq
     Raises:
         CompilerError: there is no compiler, or it rejects the text.
     """
-    key = hashlib.sha256("\0".join([_compiler(shutil.which("g++")), stub, *flags]).encode())
+    key = hashlib.sha256("\0".join([_compiler(shutil.which("g++")), OWN, stub, *flags]).encode())
     for text in texts:
         key.update(b"\0" + text.name.encode() + b"\0" + text.read_bytes())
     path = cache_folder() / "emulator" / f"{title}-{key.hexdigest()[:24]}.so"
@@ -79,7 +80,8 @@ def _build(title: str, stub: str, flags: Sequence[str], folder: Path, texts: Seq
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
         made = Path(temporary, "made.so")
-        command = ["g++", *COMMON, *flags, "-iquote", str(folder), f"-I{FOLDER}", "-o", str(made)]
+        places = ("-iquote", str(folder), f"-I{FOLDER}", f"-fdebug-prefix-map={FOLDER}={OWN}", "-o", str(made))
+        command = ["g++", *COMMON, *flags, *places]
         done = subprocess.run(command, input=stub, capture_output=True, text=True, check=False)
         if done.returncode:
             raise CompilerError(f"{title}: g++ says\n{done.stderr}")
@@ -197,7 +199,7 @@ class Compiled:
             command = ["addr2line", "-e", str(self.path), "-i", hex(offset)]
             text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
             found = re.findall(r"^(.*):(\d+)", text, re.MULTILINE)
-            self._lines[place] = [(Path(n).name, int(line)) for n, line in found if Path(n).parent != FOLDER]
+            self._lines[place] = [(Path(n).name, int(line)) for n, line in found if Path(n).parent.name != OWN]
         return self._lines[place]
 
 
