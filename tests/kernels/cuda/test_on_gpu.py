@@ -91,7 +91,8 @@ def test_the_same_call_gives_the_same_bits_however_often(gpu: Gpu, name: str) ->
     for _ in range(gpu.repeats):
         given = call.map(lambda _, array: gpu.xp.array(array))
         results = [to_host(result) for result in as_tuple(given.apply(KERNELS[name]))]
-        results += [to_host(given.arrays[written]) for written in contract.writes]
+        written = (as_tuple(given.arrays[name]) for name in contract.writes)  # an array, or several
+        results += [to_host(array) for arrays in written for array in arrays]
         first = first or results
         for a, b in zip(first, results, strict=True):
             np.testing.assert_array_equal(a, b)
