@@ -11,7 +11,7 @@ if __name__ == "kernels":
 from typing import Any
 
 from refnet.errors import KernelError
-from refnet.kernel_op import KernelOp, operations
+from refnet.kernel_op import KernelOp, operations, title_of
 
 DEVICES = ("cpu", "cuda")
 
@@ -54,4 +54,4 @@ def _title(operation: KernelOp[..., Any], device: str) -> str:
         return "no kernel"
     if kernel is operation.specification:
         return "specification"
-    return f"{kernel.__module__}.{getattr(kernel, '__qualname__', repr(kernel))}"
+    return title_of(kernel)

@@ -89,7 +89,7 @@ class KernelOp(Generic[P, R]):
             self._scoped.reset(token)
 
     def __repr__(self) -> str:
-        kernels = ", ".join(f"{device}: {_title(kernel)}" for device, kernel in sorted(self._kernels.items()))
+        kernels = ", ".join(f"{device}: {title_of(kernel)}" for device, kernel in sorted(self._kernels.items()))
         return f"<KernelOp {self.name} ({kernels or 'specification only'})>"
 
 
@@ -102,7 +102,8 @@ def _flat(values: Iterable[object]) -> Iterator[object]:
             yield value
 
 
-def _title(function: Callable[..., object]) -> str:
+def title_of(function: Callable[..., object]) -> str:
+    """Where a kernel is from, and its name."""
     return f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"
 
 

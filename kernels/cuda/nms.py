@@ -9,9 +9,9 @@ from jaxtyping import Int
 from refnet.arrays import Array, namespace, to_host
 from refnet.errors import DTypeError, ShapeError
 from refnet.kernels.cuda.program import Program, blocks, ready
+from refnet.kernels.cuda.vectors import TYPES
 from refnet.ops.nms import check_nms_arrays, check_scores
 
-TYPES = {"float32": "float", "float64": "double"}
 TILE = 64  # boxes to a word, as in nms.cu
 MOST = 2**18  # boxes of an image: the scan keeps 8 bytes a tile in shared memory, the overlaps are 8 GB
 ROWS, THREADS = 32, 256  # of a block of nms_order
@@ -78,7 +78,7 @@ def _suppress(
     *images, n = scores.shape
     if n > MOST:
         raise ShapeError(f"{what}: expected at most {MOST} boxes of an image, got {n}")
-    types = [TYPES.get(str(array.dtype)) for array in (boxes, scores)]
+    types = [TYPES.get(array.dtype) for array in (boxes, scores)]
     if None in types:
         raise DTypeError(f"{what}: expected float32 or float64, got {boxes.dtype} and {scores.dtype}")
     count = int(np.prod(images))
