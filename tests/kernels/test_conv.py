@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 
 from refnet import ops
 from refnet.autograd import Tensor
-from refnet.kernels.cpu import KERNELS, conv
+from refnet.kernels.cpu import KERNELS
+from refnet.kernels.cpu.conv import patches
 from refnet.testing import check_gradients
 from refnet.testing.strategies.geometry import Convolution, convolutions
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 
 # from one output pixel a tile to all of them
-tile_bytes = st.sampled_from([1, 300, 2000, conv.TILE_BYTES])
+tile_bytes = st.sampled_from([1, 300, 2000, patches.TILE_BYTES])
 same_threads = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the number stays one test long
 
 
@@ -46,7 +47,7 @@ def draw(case: Convolution, sample: Callable[[np.random.Generator, tuple[int, ..
 def test_equal_the_specification_bit_for_bit_on_integers(thread_count, case: Convolution, tile: int):
     arrays = draw(case, lambda rng, shape: rng.integers(-3, 4, shape).astype(np.float32))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv, "TILE_BYTES", tile)
+        patch.setattr(patches, "TILE_BYTES", tile)
         for name, _, inputs, parameters in cases(case, *arrays):
             y = KERNELS[name](*inputs, **parameters)
             assert y.dtype == np.float32
@@ -58,7 +59,7 @@ def test_equal_the_specification_bit_for_bit_on_integers(thread_count, case: Con
 def test_are_within_the_bound_of_rounding(thread_count, case: Convolution, tile: int, dtype: type):
     arrays = draw(case, lambda rng, shape: rng.standard_normal(shape).astype(dtype))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv, "TILE_BYTES", tile)
+        patch.setattr(patches, "TILE_BYTES", tile)
         for name, products, inputs, parameters in cases(case, *arrays):
             y = KERNELS[name](*inputs, **parameters)
             specification = getattr(ops, name).specification
@@ -104,7 +105,7 @@ def test_layers_of_networks(thread_count, x_shape, w_shape, stride, padding):
     )
     arrays = draw(case, lambda rng, shape: rng.integers(-3, 4, shape).astype(np.float32))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv, "TILE_BYTES", 1 << 16)
+        patch.setattr(patches, "TILE_BYTES", 1 << 16)
         for name, _, inputs, parameters in cases(case, *arrays):
             expected = getattr(ops, name).specification(*inputs, **parameters)
             np.testing.assert_array_equal(KERNELS[name](*inputs, **parameters), expected, err_msg=name)
@@ -135,7 +136,7 @@ def test_the_same_inputs_give_the_same_bits(thread_count):
     )
     arrays = draw(case, lambda rng, shape: rng.standard_normal(shape).astype(np.float32))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv, "TILE_BYTES", 1 << 16)
+        patch.setattr(patches, "TILE_BYTES", 1 << 16)
         for name, _, inputs, parameters in cases(case, *arrays):
             first = KERNELS[name](*inputs, **parameters)
             for _ in range(5):

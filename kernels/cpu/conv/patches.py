@@ -1,0 +1,162 @@
+"""Convolution by plain matrix products, tile by tile.
+
+The windows of a tile of output pixels are copied side by side into a matrix, a row a pixel (im2col), and multiplied
+with the weights in one product. A tile's matrix is so small that it stays in cache between the copy and the product,
+which makes the copy cheap, and so large that reading the weights doesn't dominate. Tiles are shared among threads.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from refnet.arrays import Array
+from refnet.kernels.cpu.scratch import scratch
+from refnet.kernels.cpu.threads import count, runs, split, spread
+from refnet.ops.conv2d import Padding, Pair
+
+TILE_BYTES = 2 << 20  # the best of 256 KiB to 8 MiB on layers of 3 to 512 channels
+
+Tile: TypeAlias = tuple[slice, slice]  # of images, and of output rows; several images only with all of their rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """Where the windows of a correlation lie.
+
+    Attributes:
+        kernel_size: taps of a window.
+        size: how many windows there are.
+        origin: the pixel of the image that the first window starts at; negative within the padding.
+        stride: pixels from one window to the next.
+        dilation: pixels from one tap to the next.
+    """
+
+    kernel_size: Pair
+    size: Pair
+    origin: Pair
+    stride: Pair
+    dilation: Pair
+
+    @classmethod
+    def of_convolution(
+        cls, image_size: Sequence[int], kernel_size: Sequence[int], stride: Pair, padding: Padding, dilation: Pair
+    ) -> "Windows":
+        """Those of a convolution's outputs."""
+        (top, bottom), (left, right) = padding
+        kh, kw = kernel_size
+        return cls(
+            kernel_size=(kh, kw),
+            size=(
+                (image_size[0] + top + bottom - (kh - 1) * dilation[0] - 1) // stride[0] + 1,
+                (image_size[1] + left + right - (kw - 1) * dilation[1] - 1) // stride[1] + 1,
+            ),
+            origin=(-top, -left),
+            stride=stride,
+            dilation=dilation,
+        )
+
+    def extent(self, windows: int, axis: int) -> int:
+        """Pixels from the start of the first to the end of the last of so many windows."""
+        return (windows - 1) * self.stride[axis] + (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
+
+    def are_the_pixels(self, image_size: Sequence[int]) -> bool:
+        """Whether the windows are the image's pixels, one by one."""
+        return (*self.kernel_size, *self.origin, *self.stride) == (1, 1, 0, 0, 1, 1) and self.size == tuple(image_size)
+
+
+def correlate(x: Array, weights: Array, y: Array, windows: Windows) -> None:
+    """Fill y, a view of any strides: windows of x times weights (kh · kw · C, O)."""
+    x, y, windows = one_tall_image(x, y, windows)
+    tiles = tiles_of(x, windows, max(TILE_BYTES, weights.nbytes), least=count())
+
+    def fill(some: Sequence[Tile]) -> None:
+        for tile, matrix in matrices(x, windows, some):
+            out = y[tile]
+            if out.flags.c_contiguous:
+                np.matmul(matrix, weights, out=out.reshape(-1, y.shape[3]))
+            else:
+                out[...] = (matrix @ weights).reshape(out.shape)
+
+    spread(fill, split(tiles))
+
+
+def one_tall_image(x: Array, y: Array, windows: Windows) -> tuple[Array, Array, Windows]:
+    """Where windows are single pixels the borders between images don't matter: a batch is an image of many rows."""
+    if len(x) < 2 or not windows.are_the_pixels(x.shape[1:3]) or not x.flags.c_contiguous or not y.flags.c_contiguous:
+        return x, y, windows
+    rows, columns = len(x) * x.shape[1], x.shape[2]
+    return (
+        x.reshape(1, rows, columns, x.shape[3]),
+        y.reshape(1, rows, columns, y.shape[3]),
+        replace(windows, size=(rows, columns)),
+    )
+
+
+def tiles_of(x: Array, windows: Windows, tile_bytes: int, least: int) -> list[Tile]:
+    """Tiles of nearly equal size whose matrices have at most about so many bytes; `least` of them, if they aren't tiny.
+
+    Where the windows are the pixels nothing is copied, and so nothing has to stay in cache: a tile a thread will do.
+    """
+    n, (rows, columns) = len(x), windows.size
+    if n == 0 or rows == 0 or columns == 0:
+        return []
+    all_bytes = n * rows * columns * math.prod(windows.kernel_size) * x.shape[3] * x.itemsize
+    wanted = -(-all_bytes // tile_bytes)
+    if windows.are_the_pixels(x.shape[1:3]):
+        wanted = min(wanted, count())
+    wanted = max(wanted, min(least, 1 + 16 * all_bytes // TILE_BYTES))
+    if n >= wanted:
+        return [(some, slice(0, rows)) for some in runs(n, wanted)]
+    return [(slice(k, k + 1), some) for k in range(n) for some in runs(rows, min(rows, -(-wanted // n)))]
+
+
+def matrices(x: Array, windows: Windows, tiles: Sequence[Tile]) -> Iterator[tuple[Tile, Array]]:
+    """Each tile with its windows, one a row: (pixels, kh · kw · C). A matrix is overwritten by the next one."""
+    height, width, channels = x.shape[1:]
+    if windows.are_the_pixels((height, width)):
+        for tile in tiles:
+            yield tile, x[tile].reshape(-1, channels)
+        return
+
+    # a piece of the image with its padding, which the windows are views of
+    images = max(some.stop - some.start for some, _ in tiles)
+    rows = max(some.stop - some.start for _, some in tiles)
+    extents = (windows.extent(rows, 0), windows.extent(windows.size[1], 1))
+    padded = scratch("patches.padded", (images, *extents, channels), x.dtype)
+    sn, sy, sx, sc = padded.strides
+    views = as_strided(
+        padded,
+        (images, rows, windows.size[1], *windows.kernel_size, channels),
+        (
+            sn,
+            sy * windows.stride[0],
+            sx * windows.stride[1],
+            sy * windows.dilation[0],
+            sx * windows.dilation[1],
+            sc,
+        ),
+        writeable=False,
+    )
+    copies = scratch("patches.copies", views.shape, x.dtype)
+    start_x = windows.origin[1]
+    stop_x = start_x + padded.shape[2]
+    left, right = min(max(start_x, 0), stop_x), max(min(stop_x, width), start_x)
+    padded[:, :, : left - start_x] = 0
+    padded[:, :, right - start_x :] = 0
+    for some, these in tiles:
+        n, r = some.stop - some.start, these.stop - these.start
+        start_y = windows.origin[0] + these.start * windows.stride[0]
+        stop_y = start_y + windows.extent(r, 0)
+        top, bottom = min(max(start_y, 0), stop_y), max(min(stop_y, height), start_y)
+        padded[:n, : top - start_y] = 0
+        padded[:n, bottom - start_y :] = 0
+        if top < bottom and left < right:
+            inside = padded[:n, top - start_y : bottom - start_y, left - start_x : right - start_x]
+            inside[...] = x[some, top:bottom, left:right]
+        matrix = copies[:n, :r]
+        matrix[...] = views[:n, :r]
+        yield (some, these), matrix.reshape(n * r * windows.size[1], -1)
