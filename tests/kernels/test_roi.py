@@ -1,6 +1,7 @@
 """The CPU kernels of roi_align and crop_and_resize against their specifications."""
 
 from inspect import signature
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refnet.ops as ops
-from refnet.kernels.cpu import KERNELS, roi
+from refnet.kernels.cpu import KERNELS, blas, roi
 from refnet.testing.strategies.regions import Regions, regions
 from tests.sampled_regions import CHECKS
 
@@ -77,6 +78,64 @@ def test_the_same_inputs_give_the_same_bits_whatever_their_layout(seed):
     expected = run_all(**arguments)
     for name, result in run_all(**{key: np.asfortranarray(array) for key, array in arguments.items()}).items():
         np.testing.assert_array_equal(result, expected[name], err_msg=name)
+
+
+def bulky(regions: int = 24) -> tuple[Regions, dict[str, Any]]:
+    """Boxes of two images that take every path: several groups of bins, products in pieces, more than one thread."""
+    rng = np.random.default_rng(3)
+    low = rng.uniform(-8, 120, (regions, 2))
+    boxes = np.concatenate([low, low + rng.uniform(1, 130, (regions, 2))], axis=1)
+    boxes[0] = [-20, -10, 300, 200]  # reaches over the whole image, and beyond
+    boxes[1] = [90, 60, 10, 5]  # runs backwards
+    case = Regions(
+        features_shape=(2, 40, 48, 96), boxes=boxes, image_index=rng.integers(0, 2, regions), size=(14, 9),
+        spatial_scale=0.25, sampling_ratio=2, aligned=True, seed=5,
+    )  # fmt: skip
+    return case, {"dtype": np.float32, "whole": True}
+
+
+@pytest.mark.parametrize("product", ["of BLAS", "of NumPy"])
+@pytest.mark.parametrize("name", CHECKS)
+def test_large_regions_in_groups_and_threads(name, product, thread_count, monkeypatch):
+    """Where BLAS can't be reached, its products are made by NumPy and added; threads share the regions, or the rows."""
+    if product == "of NumPy":
+        monkeypatch.setattr(blas, "function", lambda dtype: None)
+    case, how = bulky()
+    CHECKS[name](getattr(roi, name), case, **how)
+    monkeypatch.setattr(roi, "SMALL", 20_000)  # products in several pieces
+    CHECKS[name](getattr(roi, name), case, **how)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_inputs_give_the_same_bits_twice(seed, thread_count):
+    arguments = large(seed)
+    first, second = run_all(**arguments), run_all(**arguments)
+    for name, result in first.items():
+        np.testing.assert_array_equal(result, second[name], err_msg=name)
+
+
+def test_threads_share_the_rows_by_the_windows_that_lie_over_them(monkeypatch):
+    """Three of four windows lie over the last ten of forty rows: the second of two bands begins among these."""
+    monkeypatch.setattr(roi, "count", lambda: 2)
+    tops, bottoms = np.array([0, 30, 30, 30]), np.array([10, 40, 40, 40])
+    assert roi._bands(tops, bottoms, 40, roi.LEAST) == [slice(0, 33), slice(33, 40)]
+    assert roi._bands(tops, bottoms, 40, roi.LEAST - 1) == [slice(0, 40)]
+
+
+def test_groups_cover_what_their_bins_touch():
+    """Every weight that isn't zero lies in its bin's group, and bins are in one group each, in order."""
+    rng = np.random.default_rng(0)
+    shares = np.sort(rng.uniform(0, 1, (30, 28)), axis=1).reshape(30, 14, 2)
+    shares[::3] = shares[::3, ::-1]
+    axis = roi.make_axis(shares * np.linspace(4, 70, 30)[:, None, None] - 3, 64, margin=1)
+    assert {len(groups) for groups in axis.groups} >= {1, 2, 3, 4}
+    for groups, weights in zip(axis.groups, axis.weights, strict=True):
+        outside = weights != 0
+        for first, behind, start, stop in groups:
+            outside[first:behind, start:stop] = False
+        assert not outside.any()
+        assert [(a, b) for a, b, _, _ in groups] == [(a, b) for a, b in pairwise([0, *(b for _, b, _, _ in groups)])]
+        assert groups[-1][1] == 14
 
 
 @pytest.mark.parametrize("name", CHECKS)
