@@ -14,9 +14,13 @@ import numpy as np
 
 from refnet.arrays import Array
 from refnet.kernels.cpu.conv import patches
-from refnet.kernels.cpu.conv.patches import Tile, Windows, correlate, matrices, one_tall_image, tiles_of
-from refnet.kernels.cpu.threads import split, spread
+from refnet.kernels.cpu.conv.patches import Windows, correlate, matrices, one_tall_image, tiles_of
+from refnet.kernels.cpu.conv.winograd import UNPACKED
+from refnet.kernels.cpu.scratch import scratch
+from refnet.kernels.cpu.threads import runs, split, spread
 from refnet.ops.conv2d import Padding, Pair
+
+THIN = 4096  # numbers of a product of two long matrices below which they are multiplied in pieces
 
 
 def conv2d_grad_input(
@@ -24,6 +28,8 @@ def conv2d_grad_input(
 ) -> Array:
     """See :func:`refnet.ops.conv2d_grad_input`."""
     kh, kw, cg, outputs = w.shape
+    if groups == 1 and _windows_tile_the_image(grad_output, w, input_size, stride, padding, dilation):
+        return _side_by_side(grad_output, w)
     if math.prod(input_size) > 2 * math.prod(stride) * math.prod(grad_output.shape[1:3]):
         return _scatter(grad_output, w, input_size, stride, padding, dilation, groups)
     og = outputs // groups
@@ -72,8 +78,8 @@ def conv2d_grad_weight(
     og = outputs // groups
     grad = np.empty((*kernel_size, cg, outputs), x.dtype)
     for g in range(groups):
-        total = _outer(x[..., g * cg : (g + 1) * cg], grad_output[..., g * og : (g + 1) * og], windows)
-        grad[..., g * og : (g + 1) * og] = total.reshape(*kernel_size, cg, og)
+        some = slice(g * og, (g + 1) * og)
+        _outer(x[..., g * cg : (g + 1) * cg], grad_output[..., some], grad[..., some].reshape(-1, og), windows)
     return grad
 
 
@@ -112,6 +118,40 @@ def _residues(size: int, k: int, s: int, before: int, d: int) -> list[Residue]:
     return found
 
 
+def _windows_tile_the_image(
+    grad_output: Array, w: Array, input_size: Pair, stride: Pair, padding: Padding, dilation: Pair
+) -> bool:
+    """Whether every pixel lies in one window: a mask head's transposed convolution, 2 x 2 with stride 2."""
+    size = tuple(windows * step for windows, step in zip(grad_output.shape[1:3], stride, strict=True))
+    return (
+        stride != (1, 1)
+        and w.shape[:2] == stride
+        and size == tuple(input_size)
+        and dilation == (1, 1)
+        and not np.any(padding)
+    )
+
+
+def _side_by_side(grad_output: Array, w: Array) -> Array:
+    """The gradient to the input where windows tile the image: one product for all taps, whose rows are then put apart."""
+    n, ho, wo, outputs = grad_output.shape
+    kh, kw, channels, _ = w.shape
+    weights = w.transpose(3, 0, 1, 2).reshape(outputs, -1)  # O kh·kw·C
+    grad = np.empty((n, ho * kh, wo * kw, channels), grad_output.dtype)
+    lines, pixels = grad_output.reshape(n * ho, wo, outputs), grad.reshape(n * ho, kh, wo, kw * channels)
+
+    def fill(some: Sequence[slice]) -> None:
+        for tile in some:
+            part = lines[tile].reshape(-1, outputs)
+            product = scratch("grads.product", (len(part), weights.shape[1]), grad.dtype)
+            np.matmul(part, weights, out=product)
+            pixels[tile] = product.reshape(-1, wo, kh, kw * channels).swapaxes(1, 2)
+
+    if grad.size:
+        spread(fill, split(runs(n * ho, min(n * ho, -(-grad.nbytes // patches.TILE_BYTES)))))
+    return grad
+
+
 def _scatter(
     grad_output: Array, w: Array, input_size: Pair, stride: Pair, padding: Padding, dilation: Pair, groups: int
 ) -> Array:
@@ -132,25 +172,48 @@ def _scatter(
     return padded[:, top : top + input_size[0], left : left + input_size[1]]
 
 
-def _outer(x: Array, g: Array, windows: Windows) -> Array:
-    """The sum over windows of the outer product with g's pixel: (kh · kw · C, O)."""
+def _outer(x: Array, g: Array, out: Array, windows: Windows) -> None:
+    """Fill `out`, (kh · kw · C, O), with the sum over windows of their outer products with g's pixels."""
     x, g, windows = one_tall_image(x, g, windows)
-    shape = (math.prod(windows.kernel_size) * x.shape[3], g.shape[3])
     # every tile has its own product of that shape, which is added to the others: a tile must be larger
-    tiles = tiles_of(x, windows, max(patches.TILE_BYTES, 4 * math.prod(shape) * x.itemsize), least=1)
+    tiles = tiles_of(x, windows, max(patches.TILE_BYTES, 4 * out.size * out.itemsize), least=1)
+    if not tiles:
+        out[...] = 0
+        return
+    pieces = split(tiles)
+    totals = [out, *(np.empty(out.shape, out.dtype) for _ in pieces[1:])]
 
-    def add_up(some: Sequence[Tile]) -> Array:
-        total, product = np.empty(shape, x.dtype), None
-        for tile, matrix in matrices(x, windows, some):
+    def add_up(piece: int) -> None:
+        total = totals[piece]
+        for position, (tile, matrix) in enumerate(matrices(x, windows, pieces[piece])):
             part = g[tile].reshape(-1, g.shape[3])
-            if product is None:
-                np.matmul(matrix.T, part, out=total)
-                product = np.empty(shape if len(some) > 1 else 0, x.dtype)
+            if position == 0:
+                _multiply_transposed(matrix, part, total)
             else:
-                total += np.matmul(matrix.T, part, out=product)
-        return total
+                product = scratch("grads.product", total.shape, total.dtype)
+                _multiply_transposed(matrix, part, product)
+                total += product
 
-    first, *others = spread(add_up, split(tiles)) or [np.zeros(shape, x.dtype)]
-    for other in others:
-        first += other
-    return first
+    spread(add_up, range(len(pieces)))
+    for other in totals[1:]:
+        out += other
+
+
+def _multiply_transposed(a: Array, b: Array, out: Array) -> None:
+    """:math:`a^T b` of long a, (P, K), and b, (P, O).
+
+    A BLAS packs long matrices piece by piece, which for few columns takes longer than the product. So it gets them in
+    pieces that are small enough to stay where they are.
+    """
+    (pixels, k), outputs = a.shape, b.shape[1]
+    at_once = max(UNPACKED // (k * outputs), 1)
+    number = pixels // at_once if k * outputs <= THIN else 0
+    if number < 2:
+        np.matmul(a.T, b, out=out)
+        return
+    whole = number * at_once
+    left, right = (m[:whole].reshape(number, at_once, -1) for m in (a, b))
+    products = right.swapaxes(1, 2) @ left  # number O K: with the few outputs first, rows are long
+    out[...] = products.sum(axis=0).T
+    if whole < pixels:
+        out += a[whole:].T @ b[whole:]
