@@ -193,7 +193,7 @@ def _scatter(
     """
     n, h, w, c = input_shape
     grad_output = np.ascontiguousarray(grad_output)
-    p, q, width = rows.weights.shape[1], columns.weights.shape[1], columns.weights.shape[2]
+    p, width = rows.weights.shape[1], columns.weights.shape[2]
     lines = np.zeros((n * h, w * c), grad_output.dtype)
     tops = (image_index * h + rows.first).tolist()
     across = columns.ranges
