@@ -62,7 +62,7 @@ from refnet.ops.resize import (
 )
 from refnet.ops.roi_align import roi_align, roi_align_forward, roi_align_grad_boxes, roi_align_grad_features
 from refnet.ops.roi_pool import roi_pool, roi_pool_forward, roi_pool_grad
-from refnet.ops.shape import concatenate, pad, reshape, stack, take, transpose
+from refnet.ops.shape import concatenate, interleave, pad, reshape, stack, take, transpose
 from refnet.ops.smooth_l1 import smooth_l1, smooth_l1_forward
 from refnet.ops.updates import adamw_update, scaled, sgd_update, sums_of_squares
 
@@ -99,6 +99,7 @@ __all__ = [
     "exp",
     "frozen_batch_norm",
     "frozen_batch_norm_affine",
+    "interleave",
     "leaky_relu",
     "linear",
     "log",

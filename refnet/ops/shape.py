@@ -1,4 +1,4 @@
-"""Operations that move elements and compute nothing: reshape, transpose, concatenate, stack, take, pad."""
+"""Operations that move elements and compute nothing: reshape, transpose, concatenate, interleave, stack, take, pad."""
 
 from collections.abc import Sequence
 
@@ -47,6 +47,20 @@ class Concatenate(Function):
             grads.append(grad_output[part])
             start += extent
         return tuple(grads)
+
+
+class Interleave(Function):
+    """Rows of several arrays among one another, each at its position; the adjoint hands every array its own."""
+
+    def forward(self, *arrays: Array, positions: Sequence[Array]) -> Array:
+        self.positions = [on_device_of(rows, array) for rows, array in zip(positions, arrays, strict=True)]
+        y: Array = namespace(*arrays).empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
+        for array, rows in zip(arrays, self.positions, strict=True):
+            y[rows] = array
+        return y
+
+    def backward(self, grad_output: Array) -> Gradients:
+        return tuple(grad_output.take(rows, axis=0) for rows in self.positions)
 
 
 class Stack(Function):
@@ -128,6 +142,27 @@ def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     if len({(*t.shape[:at], *t.shape[at + 1 :]) for t in tensors}) > 1 or len({t.ndim for t in tensors}) > 1:
         raise ShapeError(f"concatenate: extents must agree except along axis {at}, got {[t.shape for t in tensors]}")
     return Concatenate()(*tensors, axis=at)
+
+
+def interleave(tensors: Sequence[Tensor], positions: Sequence[Array]) -> Tensor:
+    """The rows of all tensors in one: row i of tensor k becomes row ``positions[k][i]``.
+
+    Positions are plain arrays of the host.
+
+    Raises:
+        ShapeError: there are no tensors, their rows differ in shape, or there isn't one position a row.
+        ArgumentError: the positions aren't the numbers from 0 to that of all rows, each once.
+    """
+    if not tensors or len({t.shape[1:] for t in tensors}) > 1:
+        raise ShapeError(f"interleave: expected tensors with rows of one shape, got {[t.shape for t in tensors]}")
+    if [p.shape for p in positions] != [(len(t),) for t in tensors]:
+        raise ShapeError(
+            f"interleave: expected one position a row, {[len(t) for t in tensors]}, got {[p.shape for p in positions]}"
+        )
+    everywhere = np.concatenate([np.asarray(p) for p in positions])
+    if not np.array_equal(np.sort(everywhere), np.arange(len(everywhere))):
+        raise ArgumentError(f"interleave: positions must be 0 to {len(everywhere) - 1}, each once, got {everywhere}")
+    return Interleave()(*tensors, positions=positions)
 
 
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:

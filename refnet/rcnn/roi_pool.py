@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from refnet.arrays import Array
 from refnet.autograd import Tensor
-from refnet.ops import concatenate, crop_and_resize, roi_align, roi_pool, take
+from refnet.ops import crop_and_resize, interleave, roi_align, roi_pool
 from refnet.rcnn.boxes import areas, to_normalized
 from refnet.rcnn.config import RoiPoolConfig
 from refnet.rcnn.structures import STRIDES
@@ -60,7 +60,7 @@ def pool_rois(
         positions.append(chosen)
     if len(parts) == 1:  # then the boxes are in order already
         return parts[0]
-    return take(concatenate(parts), np.argsort(np.concatenate(positions)))
+    return interleave(parts, positions)
 
 
 def assign_levels(boxes: Float[Array, "R 4"], image_size: tuple[int, int], config: RoiPoolConfig) -> Int[Array, " R"]:

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import array_shapes
 
 from refnet.autograd import Tensor
 from refnet.errors import ArgumentError, DTypeError, ShapeError
-from refnet.ops import concatenate, pad, reshape, stack, take, transpose
+from refnet.ops import concatenate, interleave, pad, reshape, stack, take, transpose
 from refnet.testing import check_gradients
 from refnet.testing.strategies.geometry import pairs, seeds
 
@@ -37,6 +37,15 @@ def test_concatenate_and_stack():
     a, b = counted(2, 1), counted(2, 2)
     np.testing.assert_array_equal(concatenate([a, b], axis=1).data, [[0, 0, 1], [1, 2, 3]])
     np.testing.assert_array_equal(stack([b, b], axis=-1).data[1, 0], [2, 2])
+
+
+def test_interleave():
+    a, b = counted(2, 2), counted(1, 2)
+    y = interleave([a, b], [np.array([2, 0]), np.array([1])])
+    np.testing.assert_array_equal(y.data, [[2, 3], [0, 1], [0, 1]])
+    y.backward(np.array([[1.0, 2], [3, 4], [5, 6]]))
+    np.testing.assert_array_equal(a.grad, [[5, 6], [1, 2]])
+    np.testing.assert_array_equal(b.grad, [[3, 4]])
 
 
 def test_take_adds_up_the_gradients_of_repeated_elements():
@@ -109,6 +118,16 @@ def test_the_type_of_the_input_is_kept(dtype):
 
 
 @given(shapes, st.data(), seeds)
+def test_rows_of_a_tensor_come_together_again(shape, data, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((data.draw(st.integers(0, 6)), *shape[1:]))
+    order, cut = rng.permutation(len(x)), data.draw(st.integers(0, len(x)))
+    positions = [order[:cut], order[cut:]]
+    np.testing.assert_array_equal(interleave([take(Tensor(x), rows) for rows in positions], positions).data, x)
+    check_gradients(lambda a, b: interleave([a, b], positions), *(x[rows] for rows in positions), rng=rng)
+
+
+@given(shapes, st.data(), seeds)
 def test_gradients(shape, data, seed):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(shape)
@@ -142,6 +161,12 @@ def test_gradients(shape, data, seed):
         (lambda x: concatenate([]), ShapeError, "at least one tensor, got none"),
         (lambda x: concatenate([x, transpose(x)]), ShapeError, "agree except along axis 0"),
         (lambda x: concatenate([x], axis=2), ArgumentError, r"axis must be in \[-2, 2\), got 2"),
+        (lambda x: interleave([], []), ShapeError, "expected tensors with rows of one shape"),
+        (lambda x: interleave([x, transpose(x)], [np.arange(2), np.arange(3)]), ShapeError, "rows of one shape"),
+        (lambda x: interleave([x], [np.arange(3)]), ShapeError, r"one position a row, \[2\], got \[\(3,\)\]"),
+        (lambda x: interleave([x], []), ShapeError, "one position a row"),
+        (lambda x: interleave([x], [np.array([0, 2])]), ArgumentError, r"must be 0 to 1, each once, got \[0 2\]"),
+        (lambda x: interleave([x], [np.array([1, 1])]), ArgumentError, r"each once, got \[1 1\]"),
         (lambda x: stack([]), ShapeError, r"tensors of one shape, got \[\]"),
         (lambda x: stack([x, transpose(x)]), ShapeError, "tensors of one shape"),
         (lambda x: take(x, np.array([0.0])), DTypeError, "indices must be integers, got float64"),

@@ -82,6 +82,7 @@ CASES: dict[str, Callable[[Inputs], Tensor]] = {
     "pad": lambda i: ops.pad(i.tensor(2, 3), [(1, 0), (0, 2)], 7),
     "power": lambda i: ops.power(i.positive(3, 4), 2),
     "relu": lambda i: ops.relu(i.tensor(3, 5)),
+    "interleave": lambda i: ops.interleave([i.tensor(2, 3), i.tensor(1, 3)], [np.array([2, 0]), np.array([1])]),
     "reshape": lambda i: ops.reshape(i.tensor(3, 4), (2, -1)),
     "resize_bicubic": lambda i: ops.resize_bicubic(i.tensor(1, 3, 2, 2), (6, 4)),
     "resize_bilinear": lambda i: ops.resize_bilinear(i.tensor(1, 3, 2, 4), (6, 4)),
