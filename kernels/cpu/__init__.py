@@ -12,6 +12,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "batch_norm_forward": dense.batch_norm_forward,
     "batch_norm_grad": dense.batch_norm_grad,
     "batched_nms": nms.batched_nms,
+    "batched_nms_padded": nms.batched_nms_padded,
     "conv2d_forward": conv.conv2d_forward,
     "conv2d_fused_forward": conv.conv2d_fused_forward,
     "conv2d_grad_input": conv.conv2d_grad_input,
