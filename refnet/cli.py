@@ -1,4 +1,5 @@
-"""The command line: ``refnet train``, ``eval``, ``predict``, ``convert``, ``trace``, ``compare``, ``check`` and ``data``.
+"""The command line: ``refnet train``, ``eval``, ``predict``, ``convert``, ``trace``, ``compare``, ``check``,
+``bench`` and ``data``.
 
 Each command is a record whose fields are its flags. Those of the network, the data and the training are the records
 of :mod:`refnet.rcnn.config` and :mod:`refnet.train.config` themselves, so no flag is written down twice. Arguments
@@ -362,8 +363,34 @@ class CheckKernel:
         return _check(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Compare refnet's kernels with its specification, and with PyTorch and torchvision where they are installed.
+
+    Contestants take turns, and results are compared before they are timed. Exit code 0: all is measured. 1: a result is
+    wrong, or something failed; the others are measured all the same.
+    """
+
+    only: tuple[str, ...] = ()
+    """Subjects with any of these words in their names: inference, "nms 2000", roi_align; --list names all."""
+    list: bool = False
+    """List the subjects."""
+    threads: tuple[int, ...] = (1,)
+    """How many threads every contestant has; with several numbers, all is measured for each."""
+    rounds: int = 7
+    """How often each contestant is timed."""
+    quick: bool = False
+    """Everything as small as it can be: shows that it works, and no more."""
+    out: Path = Path("runs/bench")
+    """The folder that receives results.json, table.md and charts."""
+
+    def run(self) -> int:
+        """Measure."""
+        return _bench(self)
+
+
 Command: TypeAlias = (
-    TrainShapes | TrainCoco | Eval | Predict | Convert | TraceImages | CompareTraces | DataShapes | CheckKernel
+    TrainShapes | TrainCoco | Eval | Predict | Convert | TraceImages | CompareTraces | DataShapes | CheckKernel | Bench
 )
 
 
@@ -461,6 +488,10 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], Command], str]] = {
     "check": (
         lambda args: _parse(CheckKernel, CheckKernel(), "refnet check", args),
         "check a kernel against the specification of its operation",
+    ),
+    "bench": (
+        lambda args: _parse(Bench, Bench(), "refnet bench", args),
+        "compare refnet's kernels with others, side by side",
     ),
     "data shapes": (
         lambda args: _parse(DataShapes, DataShapes(shapes=ShapesConfig()), "refnet data shapes", args),
@@ -848,6 +879,32 @@ def _check(command: CheckKernel) -> int:
         return DEPARTS
     print(report)
     return 0
+
+
+def _bench(command: Bench) -> int:
+    from refnet.bench import report, run, subjects
+    from refnet.bench.contestants import Field
+
+    listed = subjects.chosen(subjects.subjects(quick=command.quick), command.only)
+    if not listed or min(command.threads, default=0) < 1 or command.rounds < 1:
+        raise ConfigError(
+            f"bench: expected words of subjects that --list names, threads and rounds of at least 1, got "
+            f"{command.only}, {command.threads}, {command.rounds}"
+        )
+    if command.list:
+        print("\n".join(subject.name for subject in listed))
+        return 0
+    _set_up_process(TrainConfig())
+    field = Field.find()
+    for name, reason in field.missing.items():
+        print(f"LEFT OUT: {name}: {reason}")
+    found = run.Report()
+    for threads in command.threads:
+        bench = run.Bench(field, rounds=command.rounds, threads=threads)
+        run.run(listed, bench, found, tell=lambda done: print(report.line(done), flush=True))
+        report.write(found, field, command.out, rounds=command.rounds)
+    print(f"written: {command.out / report.TABLE}, {command.out / report.RESULTS}")
+    return DEPARTS if found.failures else 0
 
 
 def _convert(command: Convert) -> int:

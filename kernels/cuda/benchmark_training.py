@@ -21,10 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from refnet import kernels
-from refnet.data.dataset import Sample
+from refnet.bench import torch_models
 from refnet.data.loader import batches
 from refnet.kernels.cuda.cupy_module import import_cupy
 from refnet.train.config import RunConfig, TrainConfig
@@ -48,10 +46,8 @@ def refnet_speed(config: RunConfig) -> float:
 def torchvision_speed(config: RunConfig, torch: Any) -> float:
     """torchvision's steps a second, without the first half, in which cuDNN chooses among its algorithms."""
     device, settings = ("cuda" if config.train.device == "cuda" else "cpu"), config.train
-    model = torchvision_model(config).to(device).train()
-    optimizer = torch.optim.SGD(
-        model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
-    )
+    model = torch_models.shapes_model(config.model, config.data.shapes.image_size).to(device).train()  # type: ignore[union-attr]
+    optimizer = torch_models.make_optimizer(model, settings, torch)
     learning_rate = settings.learning_rate()
     dataset = config.data.training(config.model.input.channels)
     source = batches(
@@ -61,90 +57,10 @@ def torchvision_speed(config: RunConfig, torch: Any) -> float:
     for step in range(settings.steps):
         _, samples = next(source)
         optimizer.param_groups[0]["lr"] = learning_rate(step)
-        losses = model(*as_torch(samples, torch, device))
-        optimizer.zero_grad(set_to_none=True)
-        total = sum(losses.values())
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-        optimizer.step()
-        float(total)  # the loss is read, as by anyone who trains
+        torch_models.train_step(model, optimizer, torch_models.as_torch(samples, torch, device), settings, torch)
         times.append(time.perf_counter())
     half = settings.steps // 2
     return (settings.steps - half) / (times[-1] - times[half])
-
-
-def as_torch(samples: Sequence[Sample], torch: Any, device: str) -> tuple[list[Any], list[dict[str, Any]]]:
-    """A batch as torchvision's detectors take one."""
-    images = [
-        torch.from_numpy(np.ascontiguousarray(s.image)).to(device).permute(2, 0, 1).float() / 255 for s in samples
-    ]
-    targets = [
-        {
-            "boxes": torch.from_numpy(s.truth.boxes.astype(np.float32)).to(device),
-            "labels": torch.from_numpy(s.truth.classes.astype(np.int64)).to(device),
-            "masks": torch.from_numpy(np.asarray(s.truth.masks).astype(np.uint8)).to(device),
-        }
-        for s in samples
-    ]
-    return images, targets
-
-
-def torchvision_model(config: RunConfig) -> Any:
-    """The preset shapes, from torchvision's parts: the same layers, the same numbers of anchors, proposals and ROIs."""
-    from torch import nn
-    from torchvision.models.detection import MaskRCNN, anchor_utils, faster_rcnn, mask_rcnn, rpn
-    from torchvision.models.detection.backbone_utils import BackboneWithFPN
-    from torchvision.models.resnet import BasicBlock
-    from torchvision.ops import MultiScaleRoIAlign
-    from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
-
-    c = config.model
-    width, features, size = c.backbone.width, c.fpn.channels, config.data.shapes.image_size  # type: ignore[union-attr]
-
-    def stage(index: int) -> Any:
-        inputs, outputs, stride = width * 2 ** max(index - 1, 0), width * 2**index, 1 if index == 0 else 2
-        shortcut = None
-        if inputs != outputs:
-            shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-        return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut), BasicBlock(outputs, outputs))
-
-    stem = [
-        nn.Conv2d(3, width, 7, 2, 3, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(3, 2, 1),
-    ]
-    body = nn.Sequential()
-    body.add_module("stem", nn.Sequential(*stem))
-    for index in range(4):
-        body.add_module(f"layer{index}", stage(index))
-    names = {f"layer{index}": str(index) for index in range(4)}
-    channels = [width * 2**index for index in range(4)]
-    backbone = BackboneWithFPN(body, names, channels, features, LastLevelMaxPool())
-
-    def pool(pooled: int) -> Any:
-        return MultiScaleRoIAlign(["0", "1", "2", "3"], pooled, 2, canonical_scale=64, canonical_level=3)
-
-    classes, heads = c.num_classes + 1, c.mask_head
-    return MaskRCNN(
-        backbone,
-        min_size=size,
-        max_size=size,
-        image_mean=[0.5] * 3,
-        image_std=[0.25] * 3,
-        rpn_anchor_generator=anchor_utils.AnchorGenerator(c.anchors.sizes, ((0.5, 1.0, 2.0),) * len(c.anchors.sizes)),
-        rpn_head=rpn.RPNHead(features, 3),
-        rpn_pre_nms_top_n_train=c.rpn.pre_nms_train,
-        rpn_post_nms_top_n_train=c.rpn.post_nms_train,
-        rpn_batch_size_per_image=c.anchor_targets.batch_size,
-        box_batch_size_per_image=c.roi_targets.batch_size,
-        box_roi_pool=pool(c.box_pool.size),
-        box_head=faster_rcnn.TwoMLPHead(features * c.box_pool.size**2, c.box_head.channels),
-        box_predictor=faster_rcnn.FastRCNNPredictor(c.box_head.channels, classes),
-        mask_roi_pool=pool(c.mask_pool.size),
-        mask_head=mask_rcnn.MaskRCNNHeads(features, (heads.channels,) * heads.convolutions, 1),
-        mask_predictor=mask_rcnn.MaskRCNNPredictor(heads.channels, heads.channels, classes),
-    )
 
 
 def in_turns(contenders: dict[str, Callable[[], float]]) -> dict[str, list[float]]:

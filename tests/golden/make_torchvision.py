@@ -2,7 +2,7 @@
 
 ``python -m tests.golden.make_torchvision`` in the project's root writes torchvision_maskrcnn_v2.{eval,train}.npz and
 torchvision_backbones.npz beside this file. Everything is computed in float64 with the weights of
-:mod:`tests.golden.torchvision_rule`. Of a large array the files keep every so many channels, and sums of the whole.
+:mod:`refnet.bench.rule`. Of a large array the files keep every so many channels, and sums of the whole.
 """
 
 import json
@@ -19,7 +19,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 
-from tests.golden.torchvision_rule import generator, image, weight
+from refnet.bench.rule import generator, image, weight
 
 HERE = Path(__file__).parent
 CLASSES = 5

@@ -1,23 +1,17 @@
-"""The rule by which the golden torchvision models were filled, and refnet's parameters by torchvision's names.
+"""refnet's parameters by torchvision's names, and with the values of the golden torchvision models.
 
-Every array is drawn in float64 from a generator seeded by the CRC-32 of its torchvision state-dict name, so that no
-weights need to be stored.
+These were filled by the rule of :mod:`refnet.bench.rule`, so that no weights need to be stored.
 """
 
 import re
-import zlib
 from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
 
+from refnet.bench.rule import weight
 from refnet.nn import Module
 
-GAINS = {
-    "rpn.head.bbox_pred": 0.3,
-    "box_predictor.bbox_pred": 0.3,
-    "cls_score": 0.25,
-}
 RENAMED = [
     (r"^backbone\.stem\.conv\.", "backbone.body.conv1."),
     (r"^backbone\.stem\.norm\.", "backbone.body.bn1."),
@@ -46,40 +40,6 @@ RENAMED = [
     (r"running_variance$", "running_var"),
 ]  # fmt: skip
 Naming: TypeAlias = Callable[[str], str]
-
-
-def generator(name: str) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64([zlib.crc32(name.encode()), 0]))
-
-
-def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The array for torchvision's entry `name`, in PyTorch's layout."""
-    rng = generator(name)
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf == "running_mean" or leaf == "bias":
-        return 0.05 * rng.standard_normal(shape)
-    if leaf == "running_var":
-        return rng.uniform(0.5, 1.5, shape)
-    if len(shape) == 1:  # a batch norm's scale; smaller towards the end of a block
-        return rng.uniform(0.2, 0.4, shape) if ".bn3." in name or ".bn2." in name else rng.uniform(0.5, 1.0, shape)
-    std = np.sqrt(2.0 / int(np.prod(shape[1:])))
-    for part, gain in GAINS.items():
-        if part in name:
-            std *= gain
-    return std * rng.standard_normal(shape)
-
-
-def image(name: str, height: int, width: int) -> np.ndarray:
-    """A test image (height, width, 3), values 0 to 255 in float64: smooth blobs and noise."""
-    rng = generator("image/" + name)
-    y, x = np.mgrid[0:height, 0:width]
-    pixels = 0.2 * rng.random((3, height, width))
-    for _ in range(6):
-        cy, cx = rng.uniform(0, height), rng.uniform(0, width)
-        sy, sx = rng.uniform(0.05, 0.25) * height, rng.uniform(0.05, 0.25) * width
-        blob = np.exp(-(((y - cy) / sy) ** 2) - ((x - cx) / sx) ** 2)
-        pixels += rng.uniform(0, 0.6, (3, 1, 1)) * blob
-    return np.clip(pixels, 0.0, 1.0).transpose(1, 2, 0) * 255.0
 
 
 def torchvision_name(name: str) -> str:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from refnet.bench.rule import image
 from refnet.nn import Module
 from refnet.rcnn import GroundTruth, MaskRCNN, ModelConfig
 from refnet.rcnn.presets import torchvision, torchvision_keypoints, torchvision_v2
-from tests.golden.torchvision_rule import Naming, fill, image, to_torch, torchvision_name, torchvision_v2_name
+from tests.golden.torchvision_rule import Naming, fill, to_torch, torchvision_name, torchvision_v2_name
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MASKS = ("maskrcnn", "maskrcnn_v2")

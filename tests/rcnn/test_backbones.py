@@ -9,6 +9,7 @@ import pytest
 
 import refnet.kernels
 from refnet.autograd import Tensor
+from refnet.bench.rule import image, weight
 from refnet.errors import ConfigError
 from refnet.nn import Module, set_trainable
 from refnet.nn.init import Blank
@@ -20,7 +21,7 @@ from refnet.rcnn.layers import LAYERS
 from refnet.rcnn.model import BACKBONES
 from refnet.rcnn.presets import shapes
 from refnet.rcnn.vgg import CONVOLUTIONS, VGG
-from tests.golden.torchvision_rule import classifier_name, fill, image, weight
+from tests.golden.torchvision_rule import classifier_name, fill
 from tests.rcnn.golden import Golden, nchw
 from tests.rcnn.small import scene, shrink, vary
 

@@ -1,0 +1,170 @@
+"""From subjects to results: each is checked, then timed, and what goes wrong doesn't stop the others."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from refnet.bench.bars import Bar
+from refnet.bench.contest import Part, Subject, WrongResult
+from refnet.bench.contestants import CPU, SPECIFICATION, Field
+from refnet.bench.stopwatch import Spread, in_turns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """refnet's kernels against one contestant.
+
+    Attributes:
+        peer: the other one.
+        value: our median over theirs.
+        low, high: the quartiles of the rounds' ratios.
+        bar: what is asked, or None.
+    """
+
+    peer: str
+    value: float
+    low: float
+    high: float
+    bar: Bar | None
+
+    @property
+    def kept(self) -> bool:
+        """Whether what is asked is reached."""
+        return self.bar is None or self.value <= self.bar.at_most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What was measured of a subject with some number of threads.
+
+    Attributes:
+        subject: its name.
+        threads: how many each contestant had.
+        unit: "s" or "MiB".
+        spreads: of each contestant.
+        ratios: ours to others.
+        absent: whom it should have been compared with, and wasn't: each with what is asked.
+        check: what was found equal before.
+        date: when, to the minute.
+    """
+
+    subject: str
+    threads: int
+    unit: str
+    spreads: Mapping[str, Spread]
+    ratios: Sequence[Ratio]
+    absent: Mapping[str, Bar | None]
+    check: str
+    date: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a subject has no result."""
+
+    subject: str
+    threads: int
+    reason: str
+
+
+@dataclass(kw_only=True)
+class Report:
+    """Everything that a run found; see :mod:`refnet.bench.report` for how it is written down."""
+
+    results: list[Result] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it in lists, dictionaries and numbers."""
+        return asdict(self)
+
+
+class Bench:
+    """Measures subjects with those contestants that are there.
+
+    Args:
+        field: the contestants.
+        rounds: how often each is timed.
+        threads: how many each has.
+    """
+
+    def __init__(self, field: Field, *, rounds: int, threads: int) -> None:
+        self.field, self.rounds, self.threads = field, rounds, threads
+        self._known: dict[str, tuple[dict[str, list[float]], str]] = {}
+        field.set_threads(threads)
+
+    def measure(self, subject: Subject) -> Result:
+        """Check and time one subject.
+
+        Raises:
+            WrongResult: a contestant computes something else.
+        """
+        parts = [(count, *self._times(part)) for count, part in subject.parts]
+        names = [name for name in parts[0][1] if all(name in times for _, times, _ in parts)]
+        totals = {name: _added([(count, times[name]) for count, times, _ in parts]) for name in names}
+        checks = list(dict.fromkeys(check for *_, check in parts))
+        check = checks[0] if len(checks) == 1 else f"{len(parts)} parts, each checked"
+        return compare(subject, totals, threads=self.threads, unit="s", check=check)
+
+    def _times(self, part: Part) -> tuple[dict[str, list[float]], str]:
+        """Seconds by contestant, and what was checked; measured once."""
+        if part.name not in self._known:
+            contest = part.prepare(self.field)
+            check = contest.check({name: run() for name, run in contest.runs.items()})
+            self._known[part.name] = in_turns(contest.runs, rounds=self.rounds, once=(SPECIFICATION,)), check
+        return self._known[part.name]
+
+
+def _added(parts: Sequence[tuple[int, Sequence[float]]]) -> list[float]:
+    """The parts' times, each so often, round by round; of who was timed once somewhere there is one sum of medians."""
+    rounds = {len(times) for _, times in parts}
+    if len(rounds) > 1:
+        return [sum(count * statistics.median(times) for count, times in parts)]
+    return [sum(count * times[index] for count, times in parts) for index in range(rounds.pop())]
+
+
+def compare(subject: Subject, values: Mapping[str, Sequence[float]], *, threads: int, unit: str, check: str) -> Result:
+    """The result of a subject, from the values of each contestant round by round."""
+    spreads = {name: Spread.of(each) for name, each in values.items()}
+    ratios = []
+    for peer, bar in subject.against.items():
+        if peer not in values:
+            continue
+        ours, theirs = values[CPU], values[peer]
+        if len(ours) == len(theirs):
+            rounds = Spread.of([a / b for a, b in zip(ours, theirs, strict=True)])
+        else:
+            rounds = Spread.of([a / statistics.median(theirs) for a in ours])
+        value = spreads[CPU].median / spreads[peer].median
+        ratios.append(Ratio(peer=peer, value=value, low=rounds.low, high=rounds.high, bar=bar))
+    return Result(
+        subject=subject.name,
+        threads=threads,
+        unit=unit,
+        spreads=spreads,
+        ratios=ratios,
+        absent={peer: bar for peer, bar in subject.against.items() if peer not in values},
+        check=check,
+        date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+    )
+
+
+def run(subjects: Iterable[Subject], bench: Bench, report: Report, *, tell: Callable[[Result | Failure], None]) -> None:
+    """Measure all of them into `report`; `tell` hears of each when it is done."""
+    for subject in subjects:
+        done: Result | Failure
+        try:
+            done = bench.measure(subject)
+            report.results.append(done)
+        except WrongResult as wrong:
+            done = Failure(subject=subject.name, threads=bench.threads, reason=f"wrong result: {wrong}")
+            report.failures.append(done)
+        except Exception:
+            done = Failure(subject=subject.name, threads=bench.threads, reason=traceback.format_exc())
+            report.failures.append(done)
+        tell(done)

@@ -1,0 +1,64 @@
+"""``refnet bench``, everything as small as it can be."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from refnet.bench import subjects
+
+WITHOUT = """
+import sys
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "torchvision"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+sys.meta_path.insert(0, Without())
+from refnet.kernels import cpu
+from refnet.ops import relu_forward
+if "--wrong" in sys.argv:
+    sys.argv.remove("--wrong")
+    cpu.KERNELS["relu_forward"] = lambda x: relu_forward.specification(x) + 1
+from refnet.__main__ import main
+sys.exit(main())
+"""
+
+
+def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT, "bench", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_without_torch_the_kernels_are_compared_with_the_specification(tmp_path: Path) -> None:
+    done = bench("--quick", "--only", "by the specification", "--rounds", 1, "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "LEFT OUT: torch: " in done.stdout
+    assert "LEFT OUT: torchvision: " in done.stdout
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["left_out"].keys() == {"torch", "torchvision", "cupy"}
+    (result,) = document["results"]
+    assert result["check"].startswith("the same 5 detections")
+    assert result["spreads"]["kernels/cpu"]["median"] > 0
+    assert result["ratios"][0]["peer"] == "specification"
+
+
+def test_a_wrong_kernel_is_a_failure(tmp_path: Path) -> None:
+    done = bench("--wrong", "--quick", "--only", "by the specification", "--rounds", 1, "--out", tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "wrong result: " in done.stdout
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["results"] == []
+    assert document["failures"][0]["reason"].startswith("wrong result: ")
+
+
+def test_subjects_are_listed() -> None:
+    done = bench("--list", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [subject.name for subject in subjects.subjects(quick=True)]
+
+
+def test_what_can_not_be_measured_is_an_error() -> None:
+    for flags in (("--only", "no such"), ("--threads", 0), ("--rounds", 0)):
+        done = bench(*flags)
+        assert done.returncode == 2
+        assert "refnet: error: bench: expected words of subjects" in done.stderr
