@@ -48,6 +48,11 @@ def no_grad() -> Iterator[None]:
         _recording.reset(token)
 
 
+def is_recording() -> bool:
+    """Whether results require gradients here if what they are made of does: not within :func:`no_grad`."""
+    return _recording.get()
+
+
 class Tensor:
     """An array, and the way gradients reach it.
 
@@ -188,7 +193,7 @@ class Function:
         name = type(self).__name__
         tensors = _as_tensors(inputs, name)
         device_of((t.data for t in tensors), what=name)
-        self.needs_grad = tuple(t.requires_grad and _recording.get() for t in tensors)
+        self.needs_grad = tuple(t.requires_grad and is_recording() for t in tensors)
         result = Tensor(self.forward(*(t.data for t in tensors), **parameters))
         if any(self.needs_grad):
             self.inputs = tensors

@@ -4,12 +4,12 @@ Channels last. The weight of a layer is called ``weight``, its bias or shift ``b
 ``running_mean`` and ``running_variance``. What a layer computes is said in :mod:`refnet.ops`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from refnet.autograd import Tensor
+from refnet.autograd import Tensor, is_recording
 from refnet.errors import ArgumentError, ShapeError
 from refnet.nn.init import Initializer, kaiming_normal, zeros
 from refnet.nn.module import DType, Module, Parameter
@@ -52,15 +52,12 @@ class Conv2d(Module):
         self.bias = Parameter((bias_init or zeros())((out_channels,), rng, dtype)) if bias else None
 
     def __call__(self, x: Float[Tensor, "N H W C"]) -> Float[Tensor, "N Ho Wo O"]:
-        return conv2d(
-            x,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        return conv2d(x, self.weight, self.bias, **self.geometry)
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """Stride, padding, dilation and groups, as :func:`~refnet.ops.conv2d` and ``conv2d_fused`` take them."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
 
 class ConvTranspose2d(Module):
@@ -199,6 +196,14 @@ class BatchNorm2d(Module):
         )
         return y
 
+    def is_constant(self, *, training: bool) -> bool:
+        """Whether the layer is :meth:`affine` here: not where the batch normalises, or weight and bias want gradients."""
+        return not training and not _wants_gradients(self.weight, self.bias)
+
+    def affine(self) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+        """The scale and the shift of each channel that the running averages amount to, as constants."""
+        return _affine(self)
+
 
 class FrozenBatchNorm2d(Module):
     """Batch normalisation whose statistics are constants: an affine map of each channel.
@@ -230,16 +235,26 @@ class FrozenBatchNorm2d(Module):
         gamma, beta = self._weight_and_bias()
         return frozen_batch_norm(x, gamma, beta, self.running_mean, self.running_variance, epsilon=self.epsilon)
 
+    def is_constant(self, *, training: bool) -> bool:
+        """Whether the layer is :meth:`affine` here: not where weight and bias want gradients."""
+        return not _wants_gradients(*self._weight_and_bias())
+
     def affine(self) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
         """The scale and the shift of each channel that the layer amounts to, as constants."""
-        gamma, beta = self._weight_and_bias()
-        scale, shift = frozen_batch_norm_affine(
-            gamma.data, beta.data, self.running_mean, self.running_variance, epsilon=self.epsilon
-        )
-        return Tensor(scale), Tensor(shift)
+        return _affine(self)
 
     def _weight_and_bias(self) -> tuple[Tensor, ...]:
         return tuple(v if isinstance(v, Parameter) else Tensor(v) for v in (self.weight, self.bias))
+
+
+def _wants_gradients(weight: Tensor, bias: Tensor) -> bool:
+    return is_recording() and (weight.requires_grad or bias.requires_grad)
+
+
+def _affine(norm: BatchNorm2d | FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+    gamma, beta = (v.data if isinstance(v, Tensor) else v for v in (norm.weight, norm.bias))
+    scale, shift = frozen_batch_norm_affine(gamma, beta, norm.running_mean, norm.running_variance, epsilon=norm.epsilon)
+    return Tensor(scale), Tensor(shift)
 
 
 def _check_channels(what: str, in_channels: int, out_channels: int, groups: int) -> None:

@@ -15,12 +15,11 @@ from jaxtyping import Float
 from numpy.lib.stride_tricks import sliding_window_view
 
 from refnet.arrays import Array
-from refnet.autograd import Function, Gradients, Tensor
+from refnet.autograd import Function, Gradients, Tensor, is_recording
 from refnet.errors import ArgumentError, DTypeError, ShapeError
 from refnet.kernel_op import kernel_op
 from refnet.ops.activations import relu as apply_relu
 from refnet.ops.activations import relu_grad
-from refnet.ops.batch_norm import affine_grad_input
 from refnet.ops.linear import sum_rows
 
 Pair: TypeAlias = tuple[int, int]
@@ -134,55 +133,39 @@ def _patches(padded: Array, kernel_size: Sequence[int], stride: Pair, dilation: 
 
 
 class Conv2d(Function):
-    """conv2d_forward plus an optional bias, with its three gradients."""
+    """conv2d_fused_forward, whose scale is a constant, with the gradients of x, w, the shift and the residual.
 
-    def forward(self, x: Array, w: Array, *bias: Array, **geometry: Any) -> Array:
-        self.x, self.w, self.geometry = x, w, geometry
-        y = conv2d_forward(x, w, **geometry)
-        if bias:
-            y += bias[0]  # in place: y is ours
-        return y
-
-    def backward(self, grad_output: Array) -> Gradients:
-        grads: list[Array | None] = [None, None]
-        if self.needs_grad[0]:
-            grads[0] = conv2d_grad_input(grad_output, self.w, input_size=self.x.shape[1:3], **self.geometry)
-        if self.needs_grad[1]:
-            grads[1] = conv2d_grad_weight(self.x, grad_output, kernel_size=self.w.shape[:2], **self.geometry)
-        if len(self.needs_grad) == 3:
-            grads.append(sum_rows(grad_output) if self.needs_grad[2] else None)
-        return tuple(grads)
-
-
-class Conv2dFused(Function):
-    """conv2d_fused_forward, whose scale and shift are constants, with the gradients of x, w and the residual."""
+    The scale belongs to the output, and as much to the weights: the gradients take it there, where it is small.
+    """
 
     def forward(
-        self,
-        x: Array,
-        w: Array,
-        *residual: Array,
-        scale: Array | None,
-        shift: Array | None,
-        relu: bool,
-        **geometry: Any,
+        self, x: Array, w: Array, *added: Array, scale: Array | None, shifted: bool, relu: bool, **geometry: Any
     ) -> Array:
-        self.x, self.w, self.scale, self.geometry = x, w, scale, geometry
-        added = residual[0] if residual else None
-        y = conv2d_fused_forward(x, w, scale, shift, added, relu=relu, **geometry)
+        """`added` is the shift, if `shifted`, and the residual, if there is one."""
+        self.x, self.w, self.scale, self.shifted, self.geometry = x, w, scale, shifted, geometry
+        shift = added[0] if shifted else None
+        residual = added[-1] if len(added) > shifted else None
+        if scale is None and not added and not relu:
+            y = conv2d_forward(x, w, **geometry)
+        else:
+            y = conv2d_fused_forward(x, w, scale, shift, residual, relu=relu, **geometry)
         self.y = y if relu else None
         return y
 
     def backward(self, grad_output: Array) -> Gradients:
-        grad_residual = grad_output if self.y is None else relu_grad(grad_output, self.y)
+        grad_sum = grad_output if self.y is None else relu_grad(grad_output, self.y)
         grads: list[Array | None] = [None, None]
-        if self.needs_grad[0] or self.needs_grad[1]:
-            grad = grad_residual if self.scale is None else affine_grad_input(grad_residual, self.scale)
-            if self.needs_grad[0]:
-                grads[0] = conv2d_grad_input(grad, self.w, input_size=self.x.shape[1:3], **self.geometry)
-            if self.needs_grad[1]:
-                grads[1] = conv2d_grad_weight(self.x, grad, kernel_size=self.w.shape[:2], **self.geometry)
-        return *grads, *([grad_residual] if len(self.needs_grad) == 3 else [])
+        if self.needs_grad[0]:
+            w = self.w if self.scale is None else self.w * self.scale
+            grads[0] = conv2d_grad_input(grad_sum, w, input_size=self.x.shape[1:3], **self.geometry)
+        if self.needs_grad[1]:
+            grad_w = conv2d_grad_weight(self.x, grad_sum, kernel_size=self.w.shape[:2], **self.geometry)
+            grads[1] = grad_w if self.scale is None else grad_w * self.scale
+        if self.shifted:
+            grads.append(sum_rows(grad_sum) if self.needs_grad[2] else None)
+        if len(self.needs_grad) > len(grads):
+            grads.append(grad_sum)
+        return tuple(grads)
 
 
 def conv2d(
@@ -218,8 +201,7 @@ def conv2d(
     """
     geometry, _ = _geometry(x, weight, stride, padding, dilation, groups, what="conv2d")
     _check_channels("bias", bias, weight, what="conv2d")
-    inputs = (x, weight) if bias is None else (x, weight, bias)
-    return Conv2d()(*inputs, **geometry)
+    return _convolve(x, weight, None, bias, None, relu=False, **geometry)
 
 
 def conv2d_fused(
@@ -237,8 +219,8 @@ def conv2d_fused(
 ) -> Tensor:
     """:func:`conv2d`, times `scale`, plus `shift`, plus `residual`, and with `relu` its maximum with 0.
 
-    One kernel does it all if `scale` and `shift` are constants, as a frozen batch norm's are. If either requires a
-    gradient, the steps are operations of their own: the gradient of the scale needs the image before it.
+    One kernel does it all unless `scale` requires a gradient, which needs the image before it: then the steps are
+    operations of their own. A frozen batch norm's scale and shift are constants; a trained shift is a bias.
 
     Args:
         x, weight, stride, padding, dilation, groups: as :func:`conv2d` takes them.
@@ -259,20 +241,27 @@ def conv2d_fused(
     for factor in (scale, shift):
         if factor is not None and factor.dtype != x.dtype:
             raise DTypeError(f"conv2d_fused: scale and shift must have x's type, {x.dtype}, got {factor.dtype}")
-    if any(factor is not None and factor.requires_grad for factor in (scale, shift)):
-        y = Conv2d()(x, weight, **geometry)
-        y = y if scale is None else y * scale
-        y = y if shift is None else y + shift
-        y = y if residual is None else y + residual
-        return apply_relu(y) if relu else y
-    inputs = (x, weight) if residual is None else (x, weight, residual)
-    return Conv2dFused()(
-        *inputs,
-        scale=None if scale is None else scale.data,
-        shift=None if shift is None else shift.data,
-        relu=relu,
-        **geometry,
-    )
+    if scale is None or not (scale.requires_grad and is_recording()):
+        constant = None if scale is None else scale.data
+        return _convolve(x, weight, constant, shift, residual, relu=relu, **geometry)
+    y = _convolve(x, weight, None, None, None, relu=False, **geometry) * scale
+    y = y if shift is None else y + shift
+    y = y if residual is None else y + residual
+    return apply_relu(y) if relu else y
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    scale: Array | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    *,
+    relu: bool,
+    **geometry: Any,
+) -> Tensor:
+    added = [tensor for tensor in (shift, residual) if tensor is not None]
+    return Conv2d()(x, weight, *added, scale=scale, shifted=shift is not None, relu=relu, **geometry)
 
 
 def _geometry(

@@ -9,7 +9,7 @@ from refnet.autograd import Tensor
 from refnet.nn import Conv2d, Module
 from refnet.ops import upsample_add
 from refnet.rcnn.config import BackboneConfig, FpnConfig
-from refnet.rcnn.layers import INITIALIZERS, Norm, make_norms
+from refnet.rcnn.layers import INITIALIZERS, Norm, convolve, make_norms
 
 
 class FPN(Module):
@@ -67,7 +67,5 @@ def apply(
     convolutions: Sequence[Conv2d], norms: Sequence[Norm], features: Sequence[Tensor], *, training: bool
 ) -> list[Tensor]:
     """Each level's own convolution, and norm if there are any, of its features."""
-    levels = [convolution(x) for convolution, x in zip(convolutions, features, strict=True)]
-    if not norms:
-        return levels
-    return [norm(x, training=training) for norm, x in zip(norms, levels, strict=True)]
+    pairs = zip(convolutions, norms or [None] * len(convolutions), features, strict=True)
+    return [convolve(convolution, norm, x, training=training) for convolution, norm, x in pairs]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from refnet.autograd import Tensor
 from refnet.nn import BatchNorm2d, Conv2d, FrozenBatchNorm2d, init
-from refnet.ops import relu
+from refnet.ops import conv2d_fused, relu
 from refnet.rcnn.config import BackboneConfig
 
 INITIALIZERS = {
@@ -58,6 +58,30 @@ def conv_stack(
     ]  # fmt: skip
 
 
+def convolve(
+    convolution: Conv2d,
+    norm: Norm | None,
+    x: Float[Tensor, "N H W C"],
+    *,
+    training: bool,
+    residual: Float[Tensor, "N Ho Wo O"] | None = None,
+    rectified: bool = False,
+) -> Float[Tensor, "N Ho Wo O"]:
+    """The convolution of `x`, normalised, plus `residual`; `rectified`, its maximum with 0.
+
+    All of that is one operation, but under a norm whose scale is trained or depends on the batch.
+    """
+    scale, shift = None, convolution.bias
+    if norm is not None:
+        if not norm.is_constant(training=training):
+            y = norm(convolution(x), training=training)
+            y = y if residual is None else y + residual
+            return relu(y) if rectified else y
+        scale, offset = norm.affine()
+        shift = offset if shift is None else shift * scale + offset
+    return conv2d_fused(x, convolution.weight, scale, shift, residual, relu=rectified, **convolution.geometry)
+
+
 def convolve_regions(
     convolutions: Sequence[Conv2d], norms: Sequence[Norm], pooled: Float[Tensor, "R _ _ _"], *, training: bool
 ) -> Float[Tensor, "R _ _ _"]:
@@ -67,11 +91,12 @@ def convolve_regions(
     running statistics serve, and stay as they are.
     """
     x = pooled
-    for index, convolution in enumerate(convolutions):
-        x = convolution(x)
-        if norms:
-            x = norms[index](x, training=training and x.size >= 2 * x.shape[-1])
-        x = relu(x)
+    for convolution, norm in zip(convolutions, norms or [None] * len(convolutions), strict=True):
+        if norm is None or norm.is_constant(training=training):
+            x = convolve(convolution, norm, x, training=training, rectified=True)
+        else:
+            x = convolution(x)
+            x = relu(norm(x, training=training and x.size >= 2 * x.shape[-1]))
     return x
 
 

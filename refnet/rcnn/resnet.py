@@ -6,10 +6,10 @@ import numpy as np
 from jaxtyping import Float
 
 from refnet.autograd import Tensor
-from refnet.nn import Conv2d, FrozenBatchNorm2d, Module
-from refnet.ops import conv2d_fused, max_pool2d, relu
+from refnet.nn import Conv2d, Module
+from refnet.ops import max_pool2d
 from refnet.rcnn.config import BackboneConfig
-from refnet.rcnn.layers import INITIALIZERS, make_norm
+from refnet.rcnn.layers import INITIALIZERS, convolve, make_norm
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -43,19 +43,8 @@ class ConvNorm(Module):
         self.norm = make_norm(config.norm, outputs, config, dtype)
 
     def __call__(self, x: Tensor, *, training: bool, residual: Tensor | None = None, rectified: bool = False) -> Tensor:
-        """The norm of the convolution of `x`, plus `residual`; `rectified`, its maximum with 0.
-
-        Under a frozen norm, which is a scale and a shift of each channel, all of that is one operation.
-        """
-        if isinstance(self.norm, FrozenBatchNorm2d) and not self.norm.trainable and self.conv.bias is None:
-            scale, shift = self.norm.affine()
-            conv = self.conv
-            return conv2d_fused(
-                x, conv.weight, scale, shift, residual, relu=rectified, stride=conv.stride, padding=conv.padding
-            )
-        y = self.norm(self.conv(x), training=training)
-        y = y if residual is None else y + residual
-        return relu(y) if rectified else y
+        """The norm of the convolution of `x`, plus `residual`; `rectified`, its maximum with 0."""
+        return convolve(self.conv, self.norm, x, training=training, residual=residual, rectified=rectified)
 
 
 class Block(Module):

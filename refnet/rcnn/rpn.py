@@ -8,9 +8,9 @@ from jaxtyping import Float
 
 from refnet.autograd import Tensor
 from refnet.nn import Conv2d, Module, init
-from refnet.ops import relu, reshape
+from refnet.ops import reshape
 from refnet.rcnn.config import RpnConfig
-from refnet.rcnn.layers import conv_stack
+from refnet.rcnn.layers import conv_stack, convolve
 from refnet.rcnn.structures import RpnOutput
 
 
@@ -52,7 +52,7 @@ class RPN(Module):
         for features in pyramid:
             hidden = features
             for convolution in self.convolutions:
-                hidden = relu(convolution(hidden))
+                hidden = convolve(convolution, None, hidden, training=False, rectified=True)
             count = len(features)
             logits.append(reshape(self.objectness(hidden), (count, -1, self.logits_per_anchor)))  # N H·W·A L
             deltas.append(reshape(self.deltas(hidden), (count, -1, 4)))  # N H·W·A 4

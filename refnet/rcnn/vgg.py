@@ -7,9 +7,9 @@ from jaxtyping import Float
 
 from refnet.autograd import Tensor
 from refnet.nn import Conv2d, Module
-from refnet.ops import max_pool2d, relu
+from refnet.ops import max_pool2d
 from refnet.rcnn.config import BackboneConfig
-from refnet.rcnn.layers import INITIALIZERS, conv_stack
+from refnet.rcnn.layers import INITIALIZERS, conv_stack, convolve
 
 CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """How many convolutions each block has: configurations A, B, D and E of the table, without the three last layers."""
@@ -43,7 +43,7 @@ class VGG(Module):
         features = []
         for block, convolutions in enumerate(self.stages):
             for convolution in convolutions:
-                x = relu(convolution(x))
+                x = convolve(convolution, None, x, training=training, rectified=True)
             if block >= 2:
                 features.append(x)
             x = max_pool2d(x, 2, stride=2)

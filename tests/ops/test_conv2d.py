@@ -227,10 +227,10 @@ def test_a_fused_convolution_is_its_steps(case: Convolution, given: list[bool], 
     expected = [tensor.grad for tensor in tensors]
     for tensor in tensors:
         tensor.grad = None
-    for trainable in (True, False):  # by steps, and at once
-        for factor in (scale, shift):
+    for trainable in ((True, True), (False, True), (False, False)):  # by steps, and at once
+        for factor, wanted in zip((scale, shift), trainable, strict=True):
             if factor is not None:
-                factor.requires_grad, factor.grad = trainable, None
+                factor.requires_grad, factor.grad = wanted, None
         fused = conv2d_fused(*inputs, scale, shift, residual, relu=rectified, **case.parameters)
         np.testing.assert_allclose(fused.data, composed.data, rtol=0, atol=1e-12)
         fused.backward(u)
