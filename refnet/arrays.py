@@ -10,6 +10,7 @@ The host runs ahead of a GPU. It waits only when it must know a value (:func:`to
 
 import sys
 from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any, no_type_check
 
 import numpy as np
@@ -37,9 +38,13 @@ def is_array(value: object) -> bool:
 
 def _home(value: object) -> str | None:
     """The name of the module whose functions take `value`; None if it isn't an array."""
-    if isinstance(value, np.ndarray):
+    return _home_of(type(value))
+
+
+@cache  # every operation asks it of every argument
+def _home_of(kind: type) -> str | None:
+    if issubclass(kind, np.ndarray):
         return "numpy"
-    kind = type(value)
     if kind.__module__.partition(".")[0] == "cupy":
         return "cupy"
     return getattr(kind, "refnet_namespace", None)

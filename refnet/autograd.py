@@ -257,26 +257,61 @@ def backward(root: Tensor, grad: Array | None = None) -> None:
             f"backward: the gradient must have the shape of the tensor, expected {root.shape}, got {grad.shape}"
         )
 
-    gradients: dict[int, Array] = {id(root): grad}
+    gradients = _Gradients()
+    gradients.add(root, grad)
     order = _topological_order(root)
     while order:
-        tensor = order.pop()
-        gradient = xp.asarray(gradients.pop(id(tensor)))  # arithmetic turns arrays without axes into scalars
-        function = tensor.creator
-        if function is None:
-            tensor.grad = gradient if tensor.grad is None else xp.asarray(tensor.grad + gradient)
+        _pass_back(order.pop(), gradients)
+
+
+class _Gradients:
+    """The gradients that tensors have received so far, while these wait for their turn.
+
+    A function may hand one array to several tensors, or keep it, so what came from a function is never written into.
+    The sum of two is an array of ours, which all that follow are added to in place.
+    """
+
+    def __init__(self) -> None:
+        self._received: dict[int, Array] = {}  # by the tensor's id
+        self._sums: set[int] = set()  # of these, what we have added up
+
+    def add(self, tensor: Tensor, contribution: Array) -> None:
+        key = id(tensor)
+        present = self._received.get(key)
+        if present is None:
+            self._received[key] = contribution
+        elif key in self._sums:
+            present += contribution
+        else:
+            # arithmetic turns arrays without axes into scalars
+            self._received[key] = namespace(present).asarray(present + contribution)
+            self._sums.add(key)
+
+    def pop(self, tensor: Tensor) -> Array:
+        self._sums.discard(id(tensor))
+        return self._received.pop(id(tensor))
+
+
+def _pass_back(tensor: Tensor, gradients: _Gradients) -> None:
+    """Hand the gradient of `tensor` to what it was made of, or leave it there if it is a leaf.
+
+    When this returns, nobody holds the gradient, the activations that its creator kept, or the creator any more.
+    """
+    gradient, function = gradients.pop(tensor), tensor.creator
+    xp = namespace(gradient)
+    if function is None:
+        tensor.grad = gradient if tensor.grad is None else xp.asarray(tensor.grad + gradient)
+        return
+    input_gradients = function.backward(gradient)
+    for source, needed, contribution in zip(function.inputs, function.needs_grad, input_gradients, strict=True):
+        if not needed:
             continue
-        input_gradients = function.backward(gradient)
-        for source, needed, contribution in zip(function.inputs, function.needs_grad, input_gradients, strict=True):
-            if not needed:
-                continue
-            assert contribution is not None, f"{type(function).__name__}.backward returned no gradient for an input"
-            contribution = _unbroadcast(xp.asarray(contribution), source.shape)
-            assert contribution.dtype == source.dtype, (type(function).__name__, contribution.dtype, source.dtype)
-            present = gradients.get(id(source))
-            gradients[id(source)] = contribution if present is None else present + contribution
-        tensor.creator = _FREED
-        vars(function).clear()
+        assert contribution is not None, f"{type(function).__name__}.backward returned no gradient for an input"
+        contribution = _unbroadcast(xp.asarray(contribution), source.shape)
+        assert contribution.dtype == source.dtype, (type(function).__name__, contribution.dtype, source.dtype)
+        gradients.add(source, contribution)
+    tensor.creator = _FREED
+    vars(function).clear()
 
 
 def _topological_order(root: Tensor) -> list[Tensor]:

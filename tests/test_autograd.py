@@ -17,6 +17,7 @@ from hypothesis.extra.numpy import (
     mutually_broadcastable_shapes,
 )
 
+from refnet import autograd
 from refnet.autograd import Function, Tensor, backward, no_grad
 from refnet.errors import DeviceError, DTypeError, GraphError, ShapeError
 from refnet.testing import check_gradients
@@ -199,6 +200,56 @@ def test_inputs_that_share_a_gradient_do_not_disturb_one_another():
     np.testing.assert_array_equal(b.grad, [1, 1])
 
 
+class _Handed(Function):
+    """x, whose gradient is always the one array that it was given at first, as a function may keep what it returns."""
+
+    def forward(self, x, *, grad):
+        self.grad = grad
+        return x + 0
+
+    def backward(self, grad_output):
+        return (self.grad,)
+
+
+@pytest.mark.parametrize("users", [2, 3, 4])
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_gradients_add_up_without_writing_into_what_functions_gave(users, shape):
+    given = [np.full(shape, 10.0**k) for k in range(users)]
+    x = Tensor(np.zeros(shape), requires_grad=True)
+    middle = x * 1.0
+    total = number(0.0)
+    for grad in given:
+        total = total + _Handed()(middle, grad=grad)
+    total.backward(np.ones(total.shape))
+    np.testing.assert_array_equal(x.grad, np.full(shape, sum(10.0**k for k in range(users))))
+    for k, grad in enumerate(given):
+        np.testing.assert_array_equal(grad, np.full(shape, 10.0**k))
+
+
+def test_many_gradients_add_up_in_one_array(monkeypatch):
+    """The first sum is new, and all later ones are made in it."""
+    x = leaf(0.0, 0, 0)
+    middle = x * 1.0
+    sums = []
+    add = autograd._Gradients.add
+
+    def watched(self, tensor, contribution):
+        add(self, tensor, contribution)
+        if tensor is middle:
+            sums.append(self._received[id(tensor)])
+
+    monkeypatch.setattr(autograd._Gradients, "add", watched)
+    total = middle * 1.0
+    for factor in (2.0, 3.0, 4.0):
+        total = total + middle * factor
+    total.backward(np.ones(3))
+    np.testing.assert_array_equal(x.grad, [10, 10, 10])
+    first, second, *later = sums
+    assert second is not first
+    assert len(later) == 2
+    assert all(array is second for array in later)
+
+
 def test_only_leaves_that_ask_keep_a_gradient():
     x, constant = leaf(1.0), Tensor(np.array([2.0]))
     middle = x * constant
@@ -256,6 +307,27 @@ def test_an_activation_dies_as_soon_as_its_gradient_is_known():
     del late
     y.backward()
     np.testing.assert_array_equal(x.grad, [6])
+
+
+def test_what_a_function_kept_and_was_given_dies_before_the_next_one_runs():
+    alive = []
+
+    class Keeping(Function):
+        def forward(self, x):
+            self.kept = x * 2
+            return x + 1
+
+        def backward(self, grad_output):
+            alive.append([reference() is not None for reference in references])
+            references.extend([weakref.ref(self.kept), weakref.ref(grad_output)])
+            return (grad_output + 0,)
+
+    references: list[weakref.ref] = []
+    y = leaf(1.0, 2)
+    for _ in range(3):
+        y = Keeping()(y)
+    (y * 1.0).backward(np.ones(2))  # the caller holds the first gradient
+    assert alive == [[], [False, False], [False] * 4]
 
 
 def test_without_gradients_nothing_is_recorded():
