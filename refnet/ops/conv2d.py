@@ -20,6 +20,7 @@ from refnet.errors import ArgumentError, DTypeError, ShapeError
 from refnet.kernel_op import kernel_op
 from refnet.ops.activations import relu as apply_relu
 from refnet.ops.activations import relu_grad
+from refnet.ops.batch_norm import affine_grad_input
 from refnet.ops.linear import sum_rows
 
 Pair: TypeAlias = tuple[int, int]
@@ -135,7 +136,8 @@ def _patches(padded: Array, kernel_size: Sequence[int], stride: Pair, dilation: 
 class Conv2d(Function):
     """conv2d_fused_forward, whose scale is a constant, with the gradients of x, w, the shift and the residual.
 
-    The scale belongs to the output, and as much to the weights: the gradients take it there, where it is small.
+    The sum's gradient times the scale is the convolution's; as well, weights can have the scale, and give it to their
+    gradient. Either is done, whichever array is smaller.
     """
 
     def forward(
@@ -154,13 +156,16 @@ class Conv2d(Function):
 
     def backward(self, grad_output: Array) -> Gradients:
         grad_sum = grad_output if self.y is None else relu_grad(grad_output, self.y)
+        grad, w, scale = grad_sum, self.w, self.scale
+        if scale is not None and grad.size < 2 * w.size:
+            grad, scale = affine_grad_input(grad, scale), None
         grads: list[Array | None] = [None, None]
         if self.needs_grad[0]:
-            w = self.w if self.scale is None else self.w * self.scale
-            grads[0] = conv2d_grad_input(grad_sum, w, input_size=self.x.shape[1:3], **self.geometry)
+            scaled = w if scale is None else affine_grad_input(w, scale)
+            grads[0] = conv2d_grad_input(grad, scaled, input_size=self.x.shape[1:3], **self.geometry)
         if self.needs_grad[1]:
-            grad_w = conv2d_grad_weight(self.x, grad_sum, kernel_size=self.w.shape[:2], **self.geometry)
-            grads[1] = grad_w if self.scale is None else grad_w * self.scale
+            grad_w = conv2d_grad_weight(self.x, grad, kernel_size=w.shape[:2], **self.geometry)
+            grads[1] = grad_w if scale is None else affine_grad_input(grad_w, scale)
         if self.shifted:
             grads.append(sum_rows(grad_sum) if self.needs_grad[2] else None)
         if len(self.needs_grad) > len(grads):

@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from refnet.arrays import Array, namespace, together_to_host
-from refnet.autograd import Tensor, index_beside, no_grad
+from refnet.autograd import Tensor, no_grad
 from refnet.ops import batched_nms, resize_bicubic, resize_bilinear, sigmoid, softmax
 from refnet.rcnn.boxes import Extent, clip_widened, decode, is_at_least, narrow, widen
 from refnet.rcnn.config import BoxHeadConfig, DetectionConfig, KeypointHeadConfig, MaskHeadConfig
 from refnet.rcnn.masks import resize_bounded
-from refnet.rcnn.structures import BoxOutput, Detections, ImageBatch, class_channel
+from refnet.rcnn.structures import BoxOutput, Detections, ImageBatch, class_channel, own_channel
 
 
 def select_detections(
@@ -75,10 +75,8 @@ def own_masks(
     logits: Float[Tensor, "D S S _"], classes: Int[Array, " D"], head: BoxHeadConfig, mask: MaskHeadConfig
 ) -> Float[Array, "D S S"]:
     """The mask probabilities of each detection for its own class."""
-    channel = class_channel(classes, head.background, mask.class_agnostic)
-    own: Array = logits.data[index_beside(logits.data, (np.arange(len(classes)), slice(None), slice(None), channel))]
     with no_grad():
-        return sigmoid(Tensor(own)).data
+        return sigmoid(own_channel(logits, classes, head.background, mask.class_agnostic)).data
 
 
 def paste_masks(

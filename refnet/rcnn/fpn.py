@@ -9,7 +9,7 @@ from refnet.autograd import Tensor
 from refnet.nn import Conv2d, Module
 from refnet.ops import upsample_add
 from refnet.rcnn.config import BackboneConfig, FpnConfig
-from refnet.rcnn.layers import INITIALIZERS, Norm, convolve, make_norms
+from refnet.rcnn.layers import INITIALIZERS, convolve, make_norms
 
 
 class FPN(Module):
@@ -56,16 +56,10 @@ class FPN(Module):
         Choice: upsampling is to the size of the finer level, so sizes that aren't multiples of 32 work too; P6
         subsamples the *finished* P5, which is a max-pool of one pixel with stride 2.
         """
-        merged = apply(self.lateral, self.lateral_norms, features, training=training)
-        for level in range(len(merged) - 2, -1, -1):
-            merged[level] = upsample_add(merged[level + 1], merged[level])
-        pyramid = apply(self.output, self.output_norms, merged, training=training)
+        pyramid: list[Tensor] = []
+        merged = None
+        for level in reversed(range(len(features))):
+            lateral = convolve(self.lateral[level], self.lateral_norms[level], features[level], training=training)
+            merged = lateral if merged is None else upsample_add(merged, lateral)
+            pyramid.insert(0, convolve(self.output[level], self.output_norms[level], merged, training=training))
         return (*pyramid, pyramid[-1][:, ::2, ::2])
-
-
-def apply(
-    convolutions: Sequence[Conv2d], norms: Sequence[Norm], features: Sequence[Tensor], *, training: bool
-) -> list[Tensor]:
-    """Each level's own convolution, and norm if there are any, of its features."""
-    pairs = zip(convolutions, norms or [None] * len(convolutions), features, strict=True)
-    return [convolve(convolution, norm, x, training=training) for convolution, norm, x in pairs]

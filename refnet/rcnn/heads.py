@@ -4,13 +4,14 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from refnet.arrays import Array
 from refnet.autograd import Tensor
 from refnet.nn import Conv2d, ConvTranspose2d, Linear, Module, init
-from refnet.ops import relu, reshape, resize_bilinear
+from refnet.ops import matmul, relu, reshape, resize_bilinear, take, transpose
 from refnet.rcnn.config import BackboneConfig, BoxHeadConfig, KeypointHeadConfig, MaskHeadConfig
-from refnet.rcnn.layers import INITIALIZERS, conv_stack, convolve_regions, make_norms
+from refnet.rcnn.layers import INITIALIZERS, conv_stack, convolve, convolve_regions, make_norms
 from refnet.rcnn.structures import BoxOutput, per_class_outputs
 
 
@@ -113,11 +114,26 @@ class MaskHead(Module):
         masks = per_class_outputs(num_classes, box_head.background, config.class_agnostic)
         self.logits = Conv2d(width, masks, 1, weight_init=weight_init, rng=rng, dtype=dtype)
 
-    def __call__(self, pooled: Float[Tensor, "R P P C"], *, training: bool) -> Float[Tensor, "R S S K"]:
-        """Mask logits of each region for each class, S = 2 P."""
+    def __call__(
+        self, pooled: Float[Tensor, "R P P C"], *, training: bool, channel: Int[Array, " R"] | None = None
+    ) -> Float[Tensor, "R S S _"]:
+        """Mask logits of each region for each class, S = 2 P; with `channel`, of each region for that class alone."""
         hidden = convolve_regions(self.convolutions, self.norms, pooled, training=training)
-        logits: Tensor = self.logits(relu(self.upsample(hidden)))
-        return logits
+        hidden = relu(self.upsample(hidden))
+        if channel is None:
+            logits: Tensor = self.logits(hidden)
+            return logits
+        return self._logits_of(hidden, channel)
+
+    def _logits_of(self, hidden: Float[Tensor, "R S S C"], channel: Int[Array, " R"]) -> Float[Tensor, "R S S 1"]:
+        """The logits of one class for each region: its column of the weights, by the region's pixels."""
+        count, side, _, width = hidden.shape
+        assert self.logits.bias is not None
+        columns = transpose(reshape(self.logits.weight, (width, -1)))  # K C
+        column = reshape(take(columns, channel), (count, width, 1))
+        own = matmul(reshape(hidden, (count, side * side, width)), column)  # R S·S 1
+        own = own + reshape(take(self.logits.bias, channel), (count, 1, 1))
+        return reshape(own, (count, side, side, 1))
 
 
 class KeypointHead(Module):
@@ -151,6 +167,8 @@ class KeypointHead(Module):
 
     def __call__(self, pooled: Float[Tensor, "R P P C"]) -> Float[Tensor, "R S S K"]:
         """Heat maps of each region, S = 4 P: the logits of where each point lies."""
-        hidden = convolve_regions(self.convolutions, [], pooled, training=False)
+        hidden = pooled
+        for convolution in self.convolutions:
+            hidden = convolve(convolution, None, hidden, training=False, rectified=True)
         maps = self.upsample(hidden)  # R 2P 2P K
         return resize_bilinear(maps, (2 * maps.shape[1], 2 * maps.shape[2]))

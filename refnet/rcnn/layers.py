@@ -32,9 +32,9 @@ def make_norm(kind: str, channels: int, config: BackboneConfig, dtype: Any) -> N
     return FrozenBatchNorm2d(channels, epsilon=config.norm_epsilon, trainable=kind == "frozen_statistics", dtype=dtype)
 
 
-def make_norms(kind: str, count: int, channels: int, config: BackboneConfig, dtype: Any) -> list[Norm]:
-    """As many norms as there are convolutions; for kind "none", an empty list."""
-    return [] if kind == "none" else [make_norm(kind, channels, config, dtype) for _ in range(count)]
+def make_norms(kind: str, count: int, channels: int, config: BackboneConfig, dtype: Any) -> list[Norm | None]:
+    """As many norms as there are convolutions; None for each for kind "none"."""
+    return [None if kind == "none" else make_norm(kind, channels, config, dtype) for _ in range(count)]
 
 
 def conv_stack(
@@ -83,7 +83,7 @@ def convolve(
 
 
 def convolve_regions(
-    convolutions: Sequence[Conv2d], norms: Sequence[Norm], pooled: Float[Tensor, "R _ _ _"], *, training: bool
+    convolutions: Sequence[Conv2d], norms: Sequence[Norm | None], pooled: Float[Tensor, "R _ _ _"], *, training: bool
 ) -> Float[Tensor, "R _ _ _"]:
     """The features of regions through one convolution after the other, each with its norm, if any, and a ReLU.
 
@@ -91,7 +91,7 @@ def convolve_regions(
     running statistics serve, and stay as they are.
     """
     x = pooled
-    for convolution, norm in zip(convolutions, norms or [None] * len(convolutions), strict=True):
+    for convolution, norm in zip(convolutions, norms, strict=True):
         if norm is None or norm.is_constant(training=training):
             x = convolve(convolution, norm, x, training=training, rectified=True)
         else:

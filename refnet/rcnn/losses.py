@@ -23,7 +23,7 @@ from refnet.ops import (
 )
 from refnet.ops import sum as add_up
 from refnet.rcnn.config import BoxHeadConfig, LossConfig, MaskHeadConfig, RoiTargetConfig
-from refnet.rcnn.structures import IGNORE, AnchorTargets, BoxOutput, Rois, RpnOutput, class_channel
+from refnet.rcnn.structures import IGNORE, AnchorTargets, BoxOutput, Rois, RpnOutput, class_channel, own_channel
 
 KERAS_EPSILON = 1e-7  # how near to 0 and 1 Keras lets probabilities come
 
@@ -166,8 +166,7 @@ def mask_loss(
 
     Choice: it is computed from the logits, or from their rounded and clipped probabilities.
     """
-    channel = class_channel(rois.classes[rois.foreground], head.background, mask.class_agnostic)
-    own = logits[np.arange(len(channel)), :, :, channel]  # F S S
+    own = own_channel(logits, rois.classes[rois.foreground], head.background, mask.class_agnostic)  # F S S
     if config.mask_cross_entropy == "logits":
         return binary_cross_entropy_with_logits(own, targets, reduction="mean")
     return clipped_cross_entropy(sigmoid(own), targets, config.mask_cross_entropy)

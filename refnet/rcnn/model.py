@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from refnet.arrays import Array, on_device_of, together_to_host
 from refnet.autograd import Tensor, no_grad
@@ -33,6 +33,7 @@ from refnet.rcnn.structures import (
     Proposals,
     Rois,
     RpnOutput,
+    class_channel,
 )
 from refnet.rcnn.targets import assign_anchors, sample_rois
 from refnet.rcnn.trace import NO_TRACE, Trace
@@ -149,7 +150,7 @@ class MaskRCNN(Module):
         boxes, index = rois.boxes[rois.foreground], rois.images[rois.foreground]
         if self.mask_head is not None and rois.masks is not None:
             pooled = see("mask_pool", pool_rois(pyramid, boxes, index, batch.size, config.mask_pool))
-            logits = see("mask_head.logits", self.mask_head(pooled, training=True))
+            logits = self._mask_logits(pooled, rois.classes[rois.foreground], see, training=True)
             mask = mask_loss(logits, rois, rois.masks, config.losses, config.box_head, config.mask_head)
         if self.keypoint_head is not None and rois.keypoints is not None:
             pooled = see("keypoint_pool", pool_rois(pyramid, boxes, index, batch.size, config.keypoint_pool))
@@ -178,31 +179,50 @@ class MaskRCNN(Module):
         They are on the host, which waits for a device three times: for proposals, for scores and boxes, for masks and
         keypoints.
 
-        `trace` receives every intermediate by name.
+        `trace` receives every intermediate by name. Masks are computed for each object's own class only; for a trace,
+        which holds those of all classes, together with these, which may change their last bit.
         """
         config, see = self.config, trace
         with no_grad():
             batch = see("input", self.prepare(images))
-            features = see("backbone", self.backbone(self._input(batch), training=False))
-            pyramid = see("fpn", self.fpn(features, training=False))
-            rpn = see("rpn", self.rpn(pyramid))
-            anchors = see("anchors", self.anchors(pyramid, batch))
-            proposals = see("proposals", find_proposals(rpn, anchors, batch, config, training=False))
-            boxes = [p.boxes for p in proposals]
-            pooled = pool_rois(pyramid, np.concatenate(boxes), image_index(boxes), batch.size, config.box_pool)
-            see("box_pool", pooled)
-            output = see("box_head", self.box_head(pooled, training=False))
-            found = see("detections", find_objects(output, boxes, batch, config))
+            pyramid = self._pyramid(batch, see)
+            found = see("detections", self._find(pyramid, batch, see))
             boxes = [entry.boxes for entry in found]
             joined, index = np.concatenate(boxes), image_index(boxes)
             mask_logits = keypoint_logits = None
             if self.mask_head is not None:
                 pooled = see("mask_pool", pool_rois(pyramid, joined, index, batch.size, config.mask_pool))
-                mask_logits = see("mask_head.logits", self.mask_head(pooled, training=False))
+                classes = np.concatenate([entry.classes for entry in found])
+                mask_logits = self._mask_logits(pooled, classes, see, training=False)
             if self.keypoint_head is not None:
                 pooled = see("keypoint_pool", pool_rois(pyramid, joined, index, batch.size, config.keypoint_pool))
                 keypoint_logits = see("keypoint_head.logits", self.keypoint_head(pooled))
             return see("results", finish(found, mask_logits, keypoint_logits, batch, config))
+
+    def _pyramid(self, batch: ImageBatch, see: Trace) -> tuple[Tensor, ...]:
+        """P2 to P6; nothing else of the backbone is kept."""
+        features = see("backbone", self.backbone(self._input(batch), training=False))
+        return see("fpn", self.fpn(features, training=False))
+
+    def _find(self, pyramid: Sequence[Tensor], batch: ImageBatch, see: Trace) -> list[Detections]:
+        """The objects of each image, boxes in pixels of the network's input."""
+        rpn = see("rpn", self.rpn(pyramid))
+        anchors = see("anchors", self.anchors(pyramid, batch))
+        proposals = see("proposals", find_proposals(rpn, anchors, batch, self.config, training=False))
+        boxes = [p.boxes for p in proposals]
+        pooled = pool_rois(pyramid, np.concatenate(boxes), image_index(boxes), batch.size, self.config.box_pool)
+        output = see("box_head", self.box_head(see("box_pool", pooled), training=False))
+        return find_objects(output, boxes, batch, self.config)
+
+    def _mask_logits(
+        self, pooled: Float[Tensor, "R P P C"], classes: Int[Array, " R"], see: Trace, *, training: bool
+    ) -> Float[Tensor, "R S S _"]:
+        """The mask head's logits: those of each region's own class, or of all classes where a trace is to have them."""
+        assert self.mask_head is not None
+        if see is NO_TRACE:
+            channel = class_channel(classes, self.config.box_head.background, self.config.mask_head.class_agnostic)
+            return self.mask_head(pooled, training=training, channel=channel)
+        return see("mask_head.logits", self.mask_head(pooled, training=training))
 
 
 def label_anchors(

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Num
 from refnet.arrays import Array
 from refnet.autograd import Tensor
 from refnet.errors import DataError
+from refnet.ops import reshape
 
 BACKGROUND = 0  # the class of a region without an object
 STRIDES = (4, 8, 16, 32, 64)  # of P2 to P6, in pixels of the network's input
@@ -258,3 +259,12 @@ def class_channel(classes: Int[Array, " R"], background: str, class_agnostic: bo
     if class_agnostic:
         return np.zeros_like(classes)
     return classes if background == "first" else classes - 1
+
+
+def own_channel(
+    logits: Float[Tensor, "R S S _"], classes: Int[Array, " R"], background: str, class_agnostic: bool
+) -> Float[Tensor, "R S S"]:
+    """The mask logits of each region for its class; those of the head may already be of that class alone."""
+    if logits.shape[3] == 1:
+        return reshape(logits, logits.shape[:3])
+    return logits[np.arange(len(classes)), :, :, class_channel(classes, background, class_agnostic)]

@@ -235,6 +235,28 @@ def test_initial_deviations(kind, deviations):
 
 
 @pytest.mark.convention("mask_head.initialization")
+@pytest.mark.parametrize("regions", [0, 3])
+def test_the_logits_of_one_class_are_those_among_all_and_so_are_their_gradients(regions):
+    head, channel = mask_head(), np.array([2, 0, 2])[:regions]
+    x = pooled(regions).data
+    each, rng = np.arange(regions), np.random.default_rng(1)
+    u = rng.standard_normal((regions, 8, 8))
+    found = []
+    for alone in (False, True):
+        tensor = Tensor(x, requires_grad=True)
+        head.zero_grad()
+        if alone:
+            y = head(tensor, training=True, channel=channel)
+            assert y.shape == (regions, 8, 8, 1)
+            own = y[:, :, :, 0]
+        else:
+            own = head(tensor, training=True)[each, :, :, channel]
+        own.backward(u)
+        found.append([own.data, tensor.grad, *(p.grad for p in head.parameters().values())])
+    for expected, actual in zip(*found, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
+
+
 def test_initial_weights_of_the_mask_head():
     heads = [
         MaskHead(
