@@ -10,7 +10,6 @@ The host runs ahead of a GPU. It waits only when it must know a value (:func:`to
 
 import sys
 from collections.abc import Iterable
-from functools import cache
 from typing import TYPE_CHECKING, Any, no_type_check
 
 import numpy as np
@@ -38,10 +37,15 @@ def is_array(value: object) -> bool:
 
 def _home(value: object) -> str | None:
     """The name of the module whose functions take `value`; None if it isn't an array."""
-    return _home_of(type(value))
+    kind = type(value)
+    if kind not in _homes:  # every operation asks it of every argument
+        _homes[kind] = _home_of(kind)
+    return _homes[kind]
 
 
-@cache  # every operation asks it of every argument
+_homes: dict[type, str | None] = {}
+
+
 def _home_of(kind: type) -> str | None:
     if issubclass(kind, np.ndarray):
         return "numpy"

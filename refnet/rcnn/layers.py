@@ -71,7 +71,8 @@ def convolve(
 
     All of that is one operation, but under a norm whose scale is trained or depends on the batch.
     """
-    scale, shift = None, convolution.bias
+    scale: Tensor | None = None
+    shift: Tensor | None = convolution.bias
     if norm is not None:
         if not norm.is_constant(training=training):
             y = norm(convolution(x), training=training)
