@@ -12,6 +12,7 @@ one setting.
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import cache
 from itertools import pairwise
 from typing import TypeVar
@@ -61,7 +62,8 @@ def spread(work: Callable[[T], R], pieces: Sequence[T]) -> list[R]:
     """
     if count() == 1 or len(pieces) < 2:
         return [work(piece) for piece in pieces]
-    others = [_pool().submit(work, piece) for piece in pieces[1:]]
+    # what the caller set for itself, such as np.errstate, holds in the other threads, too
+    others = [_pool().submit(copy_context().run, work, piece) for piece in pieces[1:]]
     return [work(pieces[0]), *(other.result() for other in others)]
 
 

@@ -21,6 +21,7 @@ from refnet.errors import ArgumentError
 from refnet.testing.calls import Call
 
 Precision: TypeAlias = Literal["full", "tf32", "bf16"]
+Algorithm: TypeAlias = Literal["plain", "winograd_f2", "winograd_f4"]
 OPERANDS: dict[str, float] = {"full": 0.0, "tf32": 2.0**-11, "bf16": 2.0**-8}  # half a unit in the last place
 DOUBLE = 2.0**-53
 
@@ -32,10 +33,12 @@ class Rounding:
     Attributes:
         unit: the largest relative error of one rounded operation: 2**-24 for float32.
         operands: that of the operands of products, if they are rounded first for tensor cores, else 0.
+        algorithm: how sums of products are made: as they stand, or from others (:mod:`refnet.testing.winograd`).
     """
 
     unit: float
     operands: float = 0.0
+    algorithm: Algorithm = "plain"
 
     @classmethod
     def of(cls, dtype: Any, precision: Precision = "full") -> Rounding:
@@ -60,7 +63,7 @@ class Expected:
 
     Attributes:
         value: the specification's.
-        allowed: how far each number may lie from it; None if all must be equal.
+        allowed: how far each number may lie from it, infinity if it may be anything, also NaN; None if all must be equal.
         wide: whether the result is float64 whatever the arguments are, as sums of squares are.
     """
 

@@ -1,11 +1,11 @@
-"""The convolution kernels against their specifications, over any geometry.
+"""The convolution kernels against their specifications, over any geometry, in exact order.
 
 A sum of K products in precision u, in any order, obeys |y - y*| <= (K + 1) u sum |x| |w|; on small integers nothing is
 rounded, and every order gives the same bits.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -16,8 +16,17 @@ from refnet import ops
 from refnet.autograd import Tensor
 from refnet.kernels.cpu import KERNELS
 from refnet.kernels.cpu.conv import patches
+from refnet.kernels.cpu.precision import precision
 from refnet.testing import check_gradients
 from refnet.testing.strategies.geometry import Convolution, convolutions
+
+
+@pytest.fixture(autouse=True)
+def exact_order() -> Iterator[None]:
+    """Other plans have a bound of their own: test_conv_plan.py."""
+    with precision("exact-order"):
+        yield
+
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import threading
 
+import numpy as np
 import pytest
 
 from refnet.errors import ArgumentError
@@ -88,3 +89,9 @@ def test_a_forked_process_starts_its_own_threads(thread_count):
     child.start()
     child.join(30)
     assert child.exitcode == 0
+
+
+def test_what_the_caller_set_for_itself_holds_in_all_threads(thread_count):
+    with np.errstate(over="ignore"):
+        assert [state["over"] for state in threads.spread(lambda _: np.geterr(), range(5))] == ["ignore"] * 5
+    assert [state["over"] for state in threads.spread(lambda _: np.geterr(), range(5))] == ["warn"] * 5

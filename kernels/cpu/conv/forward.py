@@ -1,26 +1,22 @@
-"""conv2d_forward and conv2d_fused_forward."""
+"""conv2d_forward and conv2d_fused_forward, by the algorithm that :mod:`refnet.kernels.cpu.conv.plan` chooses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from refnet.arrays import Array
-from refnet.kernels.cpu.conv import patches
+from refnet.kernels.cpu.conv import winograd
+from refnet.kernels.cpu.conv.epilogue import Epilogue
 from refnet.kernels.cpu.conv.patches import Windows, correlate
-from refnet.kernels.cpu.threads import runs, split, spread
+from refnet.kernels.cpu.conv.plan import WINOGRAD, Plan, plan
+from refnet.kernels.cpu.threads import count, runs, split, spread
 from refnet.ops.conv2d import Padding, Pair
 
 
 def conv2d_forward(x: Array, w: Array, *, stride: Pair, padding: Padding, dilation: Pair, groups: int) -> Array:
     """See :func:`refnet.ops.conv2d_forward`."""
-    cg, outputs = w.shape[2:]
-    windows = Windows.of_convolution(x.shape[1:3], w.shape[:2], stride, padding, dilation)
-    y = np.empty((len(x), *windows.size, outputs), x.dtype)
-    og = outputs // groups
-    for g in range(groups):
-        weights = np.ascontiguousarray(w[..., g * og : (g + 1) * og]).reshape(-1, og)
-        correlate(x[..., g * cg : (g + 1) * cg], weights, y[..., g * og : (g + 1) * og], windows)
-    return y
+    return _convolve(x, w, Epilogue(), stride, padding, dilation, groups)
 
 
 def conv2d_fused_forward(
@@ -37,22 +33,77 @@ def conv2d_fused_forward(
     groups: int,
 ) -> Array:
     """See :func:`refnet.ops.conv2d_fused_forward`."""
-    y = conv2d_forward(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    rows = y.reshape(-1, y.shape[3])
-    added = None if residual is None else residual.reshape(rows.shape)
+    epilogue = Epilogue(scale=scale, shift=shift, residual=residual, relu=relu)
+    return _convolve(x, w, epilogue, stride, padding, dilation, groups)
 
-    def finish(some: Sequence[slice]) -> None:
-        for block in some:
-            part = rows[block]
-            if scale is not None:
-                part *= scale
-            if shift is not None:
-                part += shift
-            if added is not None:
-                part += added[block]
-            if relu:
-                np.maximum(part, 0, out=part)
 
-    if rows.size and (relu or any(array is not None for array in (scale, shift, residual))):
-        spread(finish, split(runs(len(rows), -(-y.nbytes // patches.TILE_BYTES))))
+def _algorithm(x: Array, w: Array, *_: Array | None, relu: bool = False, **geometry: Any) -> str:
+    """What computes the sums, for :func:`refnet.testing.check_kernel`: its bound is that of the result."""
+    chosen = plan("conv2d_forward", x.shape, w.shape, dtype=x.dtype, **geometry).algorithm
+    return chosen if chosen in WINOGRAD and x.size and w.size else "plain"
+
+
+conv2d_forward.algorithm = conv2d_fused_forward.algorithm = _algorithm  # type: ignore[attr-defined]
+
+
+def _convolve(
+    x: Array, w: Array, epilogue: Epilogue, stride: Pair, padding: Padding, dilation: Pair, groups: int
+) -> Array:
+    windows = Windows.of_convolution(x.shape[1:3], w.shape[:2], stride, padding, dilation)
+    y = np.empty((len(x), *windows.size, w.shape[3]), x.dtype)
+    if y.size == 0:
+        return y
+    chosen = plan(
+        "conv2d_forward",
+        x.shape,
+        w.shape,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        dtype=x.dtype,
+    )
+    cg, og = w.shape[2], w.shape[3] // groups
+    for g in range(groups):
+        inputs, outputs = slice(g * cg, g * cg + cg), slice(g * og, g * og + og)
+        ALGORITHMS[chosen.algorithm](
+            x[..., inputs], w[..., outputs], y[..., outputs], windows, epilogue.of_channels(outputs), chosen
+        )
     return y
+
+
+def _product(x: Array, w: Array, y: Array, windows: Windows, epilogue: Epilogue, chosen: Plan) -> None:
+    """The image is the matrix: each pixel times the weights."""
+    pixels, weights = x.reshape(-1, x.shape[3]), w.reshape(w.shape[2:])
+    result = y.reshape(-1, y.shape[3])  # a view: the outputs of a group are evenly apart
+    epilogue = epilogue.of_pixels()
+
+    def multiply(some: Sequence[slice]) -> None:
+        for rows in some:
+            np.matmul(pixels[rows], weights, out=result[rows])
+            epilogue.finish(result, rows)
+
+    spread(multiply, split(runs(len(pixels), max(-(-len(pixels) // chosen.tile), min(count(), len(pixels))))))
+
+
+def _patches(x: Array, w: Array, y: Array, windows: Windows, epilogue: Epilogue, chosen: Plan) -> None:
+    """A row of a matrix for each window."""
+    weights = np.ascontiguousarray(w).reshape(-1, w.shape[3])
+    correlate(x, weights, y, windows, lambda where: epilogue.finish(y, where))
+
+
+def _winograd(x: Array, w: Array, y: Array, windows: Windows, epilogue: Epilogue, chosen: Plan) -> None:
+    minimal = WINOGRAD[chosen.algorithm]
+    x = np.ascontiguousarray(x)
+    transformed = winograd.transform_weights(w, minimal)
+
+    def fill(some: Sequence[winograd.Block]) -> None:
+        for where in winograd.correlate_blocks(x, transformed, y, minimal, origin=windows.origin, blocks=some):
+            epilogue.finish(y, where)
+
+    spread(fill, split(winograd.blocks_of(len(x), windows.size, minimal.outputs, chosen.tile)))
+
+
+Fill = Callable[[Array, Array, Array, Windows, Epilogue, Plan], None]
+
+ALGORITHMS: dict[str, Fill] = {"product": _product, "patches": _patches, **dict.fromkeys(WINOGRAD, _winograd)}

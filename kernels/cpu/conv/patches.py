@@ -6,7 +6,7 @@ which makes the copy cheap, and so large that reading the weights doesn't domina
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -68,8 +68,14 @@ class Windows:
         return (*self.kernel_size, *self.origin, *self.stride) == (1, 1, 0, 0, 1, 1) and self.size == tuple(image_size)
 
 
-def correlate(x: Array, weights: Array, y: Array, windows: Windows) -> None:
-    """Fill y, a view of any strides: windows of x times weights (kh · kw · C, O)."""
+def correlate(
+    x: Array, weights: Array, y: Array, windows: Windows, finish: Callable[[Tile], None] | None = None
+) -> None:
+    """Fill y, a view of any strides: windows of x times weights (kh · kw · C, O).
+
+    `finish` is called with each tile as soon as it is filled; the windows mustn't be the image's pixels then.
+    """
+    assert finish is None or not windows.are_the_pixels(x.shape[1:3])
     x, y, windows = one_tall_image(x, y, windows)
     tiles = tiles_of(x, windows, max(TILE_BYTES, weights.nbytes), least=count())
 
@@ -80,6 +86,8 @@ def correlate(x: Array, weights: Array, y: Array, windows: Windows) -> None:
                 np.matmul(matrix, weights, out=out.reshape(-1, y.shape[3]))
             else:
                 out[...] = (matrix @ weights).reshape(out.shape)
+            if finish is not None:
+                finish(tile)
 
     spread(fill, split(tiles))
 
@@ -125,38 +133,41 @@ def matrices(x: Array, windows: Windows, tiles: Sequence[Tile]) -> Iterator[tupl
     # a piece of the image with its padding, which the windows are views of
     images = max(some.stop - some.start for some, _ in tiles)
     rows = max(some.stop - some.start for _, some in tiles)
-    extents = (windows.extent(rows, 0), windows.extent(windows.size[1], 1))
-    padded = scratch("patches.padded", (images, *extents, channels), x.dtype)
-    sn, sy, sx, sc = padded.strides
-    views = as_strided(
-        padded,
-        (images, rows, windows.size[1], *windows.kernel_size, channels),
-        (
-            sn,
-            sy * windows.stride[0],
-            sx * windows.stride[1],
-            sy * windows.dilation[0],
-            sx * windows.dilation[1],
-            sc,
-        ),
-        writeable=False,
-    )
-    copies = scratch("patches.copies", views.shape, x.dtype)
-    start_x = windows.origin[1]
-    stop_x = start_x + padded.shape[2]
+    copies = scratch("patches.copies", (images, rows, windows.size[1], *windows.kernel_size, channels), x.dtype)
+    start_x, length = windows.origin[1], windows.extent(windows.size[1], 1)
+    stop_x = start_x + length
     left, right = min(max(start_x, 0), stop_x), max(min(stop_x, width), start_x)
-    padded[:, :, : left - start_x] = 0
-    padded[:, :, right - start_x :] = 0
+    whole_lines = (left, right) == (start_x, stop_x)
+    padded = scratch("patches.padded", (images, windows.extent(rows, 0), length, channels), x.dtype)
     for some, these in tiles:
         n, r = some.stop - some.start, these.stop - these.start
         start_y = windows.origin[0] + these.start * windows.stride[0]
         stop_y = start_y + windows.extent(r, 0)
         top, bottom = min(max(start_y, 0), stop_y), max(min(stop_y, height), start_y)
-        padded[:n, : top - start_y] = 0
-        padded[:n, bottom - start_y :] = 0
-        if top < bottom and left < right:
-            inside = padded[:n, top - start_y : bottom - start_y, left - start_x : right - start_x]
-            inside[...] = x[some, top:bottom, left:right]
+        if whole_lines and (top, bottom) == (start_y, stop_y):
+            source = x[some, top:bottom, left:right]  # no padding: nothing to copy twice
+        else:
+            source = padded[:n, : stop_y - start_y]
+            source[:, : top - start_y] = 0
+            source[:, bottom - start_y :] = 0
+            source[:, :, : left - start_x] = 0
+            source[:, :, right - start_x :] = 0
+            if top < bottom and left < right:
+                source[:, top - start_y : bottom - start_y, left - start_x : right - start_x] = x[
+                    some, top:bottom, left:right
+                ]
         matrix = copies[:n, :r]
-        matrix[...] = views[:n, :r]
+        matrix[...] = _views(source, r, windows)
         yield (some, these), matrix.reshape(n * r * windows.size[1], -1)
+
+
+def _views(source: Array, rows: int, windows: Windows) -> Array:
+    """The windows that start in so many rows, as views: (n, rows, columns, kh, kw, C)."""
+    sn, sy, sx, sc = source.strides
+    (down, right), (below, beside) = windows.stride, windows.dilation
+    return as_strided(
+        source,
+        (len(source), rows, windows.size[1], *windows.kernel_size, source.shape[3]),
+        (sn, sy * down, sx * right, sy * below, sx * beside, sc),
+        writeable=False,
+    )

@@ -198,7 +198,7 @@ class Results:
         np.matmul(self.matrix, tiles.transpose(1, 2, 3, 0, 4), out=self.across[i])
 
     def write(self, y: Array) -> Iterator[tuple[slice, slice]]:
-        """Fill what of y, (N, Ho, Wo, O), the block covers, row of tiles by row of tiles; yields where."""
+        """Fill what of y, (N, Ho, Wo, O), the block covers; yields where, as soon as what is there lies together."""
         (n, rows, _), (m, t) = self.block.shape, self.matrix.shape
         length = y.shape[2] * y.shape[3]
         lines = self.across.reshape(t, n, rows, -1)[..., :length].transpose(2, 1, 0, 3)  # rows n t L
@@ -206,7 +206,10 @@ class Results:
             some = slice(row * m, min(row * m + m, y.shape[1]))
             out = y[self.block.images, some].reshape(n, -1, length)
             products_down(self.matrix[: out.shape[1]], line, out)
-            yield self.block.images, some
+            if n == 1:
+                yield self.block.images, some
+        if n > 1:
+            yield self.block.images, slice(0, y.shape[1])
 
 
 def correlate_blocks(

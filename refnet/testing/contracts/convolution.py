@@ -16,6 +16,7 @@ from refnet.testing.calls import Call, Kind, Values
 from refnet.testing.contract import Adjoint, Contract
 from refnet.testing.strategies.drawing import Draw, kinds
 from refnet.testing.strategies.geometry import Convolution, convolutions
+from refnet.testing.winograd import or_plain
 
 
 def _call(name: str, case: Convolution, kind: Kind) -> Call:
@@ -141,8 +142,8 @@ CONTRACTS = (
         operation=conv2d_forward,
         inputs=_calls("conv2d_forward"),
         edges=_edges("conv2d_forward"),
-        bound=sums(lambda call: math.prod(call["w"].shape[:3])),
-        why="a sum over kh kw taps of C / groups channels",
+        bound=or_plain(sums(lambda call: math.prod(call["w"].shape[:3]))),
+        why="a sum over kh kw taps of C / groups channels, or Winograd's",
         adjoints=(
             Adjoint(of="x", transposed=lambda u, call: _grad_input(u, call["w"], call, call["x"].shape[1:3])),
             Adjoint(of="w", transposed=lambda u, call: _grad_weight(call["x"], u, call, call["w"].shape[:2])),
@@ -152,7 +153,7 @@ CONTRACTS = (
         operation=conv2d_fused_forward,
         inputs=_fused_calls(),
         edges=_fused_edges(),
-        bound=sums(lambda call: math.prod(call["w"].shape[:3]) + len(STEPS), relu=False),
+        bound=or_plain(sums(lambda call: math.prod(call["w"].shape[:3]) + len(STEPS), relu=False), steps=len(STEPS)),
         why="the sum of conv2d_forward, and a rounding for each step; relu carries an error on as it is",
     ),
     Contract(
