@@ -25,7 +25,7 @@ need each other; every other operation is in :mod:`refnet.ops`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeAlias
@@ -36,6 +36,7 @@ from refnet.arrays import Array, device_of, is_array, namespace, on_device_of, t
 from refnet.errors import DTypeError, GraphError, ShapeError
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
+_recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
 
 
 @contextmanager
@@ -46,6 +47,11 @@ def no_grad() -> Iterator[None]:
         yield
     finally:
         _recording.reset(token)
+
+
+def is_recomputing() -> bool:
+    """Whether this is the second run of what was run in :func:`checkpoint` before: running averages have moved then."""
+    return _recomputing.get()
 
 
 def is_recording() -> bool:
@@ -256,12 +262,21 @@ def backward(root: Tensor, grad: Array | None = None) -> None:
         raise ShapeError(
             f"backward: the gradient must have the shape of the tensor, expected {root.shape}, got {grad.shape}"
         )
+    for leaf, gradient in _leaf_gradients(root, grad):
+        leaf.grad = gradient if leaf.grad is None else xp.asarray(leaf.grad + gradient)
 
+
+def _leaf_gradients(root: Tensor, grad: Array) -> Iterator[tuple[Tensor, Array]]:
+    """Every leaf that `root` depends on and that requires a gradient, with it; the graph is consumed on the way."""
     gradients = _Gradients()
     gradients.add(root, grad)
     order = _topological_order(root)
     while order:
-        _pass_back(order.pop(), gradients)
+        tensor = order.pop()
+        if tensor.creator is None:
+            yield tensor, gradients.pop(tensor)
+        else:
+            _pass_back(tensor, tensor.creator, gradients)
 
 
 class _Gradients:
@@ -292,16 +307,13 @@ class _Gradients:
         return self._received.pop(id(tensor))
 
 
-def _pass_back(tensor: Tensor, gradients: _Gradients) -> None:
-    """Hand the gradient of `tensor` to what it was made of, or leave it there if it is a leaf.
+def _pass_back(tensor: Tensor, function: Function, gradients: _Gradients) -> None:
+    """Hand the gradient of `tensor` to what `function`, its creator, made it of.
 
-    When this returns, nobody holds the gradient, the activations that its creator kept, or the creator any more.
+    When this returns, nobody holds that gradient any more, or the activations that the function kept.
     """
-    gradient, function = gradients.pop(tensor), tensor.creator
+    gradient = gradients.pop(tensor)
     xp = namespace(gradient)
-    if function is None:
-        tensor.grad = gradient if tensor.grad is None else xp.asarray(tensor.grad + gradient)
-        return
     input_gradients = function.backward(gradient)
     for source, needed, contribution in zip(function.inputs, function.needs_grad, input_gradients, strict=True):
         if not needed:
@@ -344,6 +356,41 @@ def _unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
     stretched = (added + axis for axis, extent in enumerate(shape) if extent == 1)
     total: Array = namespace(grad).asarray(grad.sum(axis=(*range(added), *stretched)))
     return total.reshape(shape)
+
+
+class Checkpoint(Function):
+    """What `run` makes of x, of which only x is kept: the backward pass runs it again (see :func:`checkpoint`)."""
+
+    def forward(self, x: Array, *parameters: Array, run: Callable[[Tensor], Tensor]) -> Array:
+        self.x, self.run = x, run
+        # recorded as without this function, for what is one operation where nothing is recorded may be several here
+        return run(Tensor(x, requires_grad=self.needs_grad[0])).data
+
+    def backward(self, grad_output: Array) -> Gradients:
+        x = Tensor(self.x, requires_grad=self.needs_grad[0])
+        recording, recomputing = _recording.set(True), _recomputing.set(True)
+        try:
+            y = self.run(x)
+        finally:
+            _recording.reset(recording)
+            _recomputing.reset(recomputing)
+        found = {id(leaf): gradient for leaf, gradient in _leaf_gradients(y, grad_output)}
+        return tuple(found.get(id(tensor)) for tensor in (x, *self.inputs[1:]))
+
+
+def checkpoint(run: Callable[[Tensor], Tensor], x: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """``run(x)``, whose activations are dropped, and computed again when the backward pass needs them.
+
+    Of n parts of a network that are run so, memory holds the inputs of all and the activations of one, instead of the
+    activations of all; it costs a second forward pass (Chen et al. 2016, "Training Deep Nets with Sublinear Memory
+    Cost", section 4). Gradients are the same, bit for bit.
+
+    Args:
+        run: must give the same at each call, and draw nothing at random. What it changes besides, it must change once
+            only: the second time :func:`is_recomputing` holds.
+        parameters: all leaves besides x that `run` gives gradients to.
+    """
+    return Checkpoint()(x, *parameters, run=run)
 
 
 class Add(Function):

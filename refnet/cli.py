@@ -66,7 +66,7 @@ EXAMPLES = 200  # images that the report's pictures are chosen from; more would 
 ONLY_IN_TRAINING = ("anchor_targets", "roi_targets", "losses")  # stages that detecting passes over
 SEEN_OR_ONLY_IN_TRAINING = (  # fields of the others that the shapes of weights show, or that detecting passes over
     "family", "depth", "width", "channels", "convolutions", "conv_channels", "layers", "enabled", "num_keypoints",
-    "initialization", "norm_momentum", "zero_init_residual",
+    "initialization", "norm_momentum", "zero_init_residual", "checkpoint",
 )  # fmt: skip
 
 T = TypeVar("T")

@@ -368,6 +368,64 @@ def test_no_grad_holds_in_one_thread_only():
     assert inside == [False]
 
 
+# checkpoints
+
+
+def a_part(weight: Tensor, seen: list[weakref.ref], again: list[bool]):
+    """(w x)² x, with a note of each run and of its activation."""
+
+    def run(x):
+        inner = x * weight
+        seen.append(weakref.ref(inner))
+        again.append(autograd.is_recomputing())
+        return inner * inner * x
+
+    return run
+
+
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+def test_a_checkpoint_gives_the_same_gradients(wanted):
+    found = []
+    for checkpointed in (False, True):
+        x, w = (Tensor(np.array(v), requires_grad=r) for v, r in zip(([1.5, -2], [0.3, 7]), wanted, strict=True))
+        run = a_part(w, [], [])
+        middle = x * 1.1
+        y = autograd.checkpoint(run, middle, [w]) if checkpointed else run(middle)
+        (y * np.array([3.0, 5]) + middle * w).backward(np.ones(2))
+        found.append([y.data, x.grad, w.grad])
+    for plain, recomputed in zip(*found, strict=True):
+        np.testing.assert_array_equal(recomputed, plain)
+
+
+def test_a_checkpoint_keeps_no_activation_and_runs_again_when_it_is_needed():
+    w, seen, again = leaf(0.3, 7), [], []
+    y = autograd.checkpoint(a_part(w, seen, again), leaf(1.0, 2), [w])
+    assert [reference() for reference in seen] == [None]
+    y.backward(np.ones(2))
+    assert [reference() for reference in seen] == [None, None]
+    assert again == [False, True]
+    assert not autograd.is_recomputing()
+
+
+def test_a_checkpoint_that_needs_no_gradient_runs_once():
+    w, again = leaf(0.3, 7), []
+    with no_grad():
+        y = autograd.checkpoint(a_part(w, [], again), leaf(1.0, 2), [w])
+    assert not y.requires_grad
+    assert again == [False]
+
+
+def test_checkpoints_may_lie_in_one_another():
+    w, x, again = leaf(0.3, 7), leaf(1.0, 2), []
+    run = a_part(w, [], again)
+    autograd.checkpoint(lambda x: autograd.checkpoint(run, x * 2.0, [w]) + x, x, [w]).backward(np.ones(2))
+    grads = x.grad, w.grad
+    x.grad = w.grad = None
+    (run(x * 2.0) + x).backward(np.ones(2))
+    np.testing.assert_array_equal(grads, (x.grad, w.grad))
+    assert again == [False, True, True, False]
+
+
 # what is refused
 
 

@@ -32,8 +32,10 @@ class Switch:
         return f"{self.field} = {self.value!r} (here {self.here!r})"
 
 
-SIZES = {"num_classes", "width", "depth", "family", "channels", "layers", "convolutions", "enabled", "size"}
-"""Fields that say which layers a network has and how large they are: these are no conventions."""
+SIZES = {
+    "num_classes", "width", "depth", "family", "channels", "layers", "convolutions", "enabled", "size", "checkpoint",
+}  # fmt: skip
+"""Fields that say which layers a network has, how large they are, and how much memory they take: no conventions."""
 
 # conventions that show only over many steps, so in no trace
 _UNSEEN = {"initialization", "zero_init_residual", "norm_momentum"}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from refnet.autograd import Tensor, is_recording
+from refnet.autograd import Tensor, is_recomputing, is_recording
 from refnet.errors import ArgumentError, ShapeError
 from refnet.nn.init import Initializer, kaiming_normal, zeros
 from refnet.nn.module import DType, Module, Parameter
@@ -188,6 +188,8 @@ class BatchNorm2d(Module):
         if self.variance != "biased" and count == 1:
             raise ShapeError(f"BatchNorm2d: a single value has no unbiased variance, got x of shape {x.shape}")
         y, mean, variance = batch_norm(x, self.weight, self.bias, epsilon=self.epsilon)
+        if is_recomputing():
+            return y
         correction = 1.0
         if self.variance != "biased":
             correction = count / (count - 1 - (self.epsilon if self.variance == "keras" else 0))

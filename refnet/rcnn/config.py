@@ -103,8 +103,8 @@ class InputConfig:
 class BackboneConfig:
     """A residual network (He et al. 2016, table 1) or VGG (Simonyan and Zisserman 2015, table 1).
 
-    VGG has no norm, no bottlenecks and one padding, so conv_bias, stride_in, padding and zero_init_residual say
-    nothing about it, and the fields of the norm only what norms the pyramid and the heads have.
+    VGG has no norm, no bottlenecks and one padding, so conv_bias, stride_in, padding, zero_init_residual and
+    checkpoint say nothing about it, and the fields of the norm only what norms the pyramid and the heads have.
     """
 
     family: Literal["resnet", "vgg"] = "resnet"
@@ -137,6 +137,10 @@ class BackboneConfig:
     """kaiming_fan_out (T), glorot_uniform (M: the default of Keras)."""
     zero_init_residual: bool = False
     """The last batch norm of each block starts at scale 0, so that blocks start as the identity (Goyal et al. 2017)."""
+    checkpoint: bool = False
+    """Gradient checkpointing (Chen et al. 2016): training keeps only the inputs of each residual block, and computes
+    what is inside again in the backward pass. Less memory and more time, the same gradients, bit for bit: no
+    convention."""
 
     def __post_init__(self) -> None:
         check_choices("backbone.", self)

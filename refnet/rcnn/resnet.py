@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from refnet.autograd import Tensor
+from refnet.autograd import Tensor, checkpoint
 from refnet.nn import Conv2d, Module
-from refnet.ops import max_pool2d
+from refnet.ops import max_pool2d, reshape
 from refnet.rcnn.config import BackboneConfig
 from refnet.rcnn.layers import INITIALIZERS, convolve, make_norm
 
@@ -118,6 +118,12 @@ class ResNet(Module):
         features = []
         for blocks in self.stages:
             for block in blocks:
-                x = block(x, training=training)
+                x = self._run(block, x, training=training)
             features.append(x)
         return tuple(features)
+
+    def _run(self, block: Block, x: Tensor, *, training: bool) -> Tensor:
+        """The block of `x`; its gradients to x are added up before others are, whether it is a checkpoint or not."""
+        if not self.config.checkpoint:
+            return block(reshape(x, x.shape), training=training)
+        return checkpoint(lambda features: block(features, training=training), x, block.parameters().values())

@@ -6,6 +6,7 @@ import pytest
 from refnet.autograd import Tensor
 from refnet.nn import BatchNorm2d
 from refnet.nn.init import Blank
+from refnet.ops import sum as add_up
 from refnet.rcnn.config import BackboneConfig
 from refnet.rcnn.presets import matterport
 from refnet.rcnn.resnet import ResNet
@@ -201,3 +202,29 @@ def test_against_pytorchs_functions(torch, depth):
         expected.append(y.numpy().transpose(0, 2, 3, 1))
     for ours, theirs in zip(network(Tensor(x), training=False), expected, strict=True):
         np.testing.assert_allclose(ours.data, theirs, rtol=0, atol=1e-11 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen", "frozen_statistics"])
+@pytest.mark.parametrize("depth", [18, 50])
+def test_checkpoints_change_no_bit(depth, norm):
+    """Features, gradients of weights and pixels, and running statistics, which move once a step."""
+    rng = np.random.default_rng(0)
+    pixels = rng.standard_normal((2, 64, 64, 3))
+    kept = []
+    for checkpoint in (False, True):
+        network = build(depth=depth, norm=norm, checkpoint=checkpoint)
+        values = np.random.default_rng(1)
+        for array in network.state().values():
+            if array.ndim == 1:  # scales, shifts and statistics, which start at 0 and 1
+                array[...] = values.uniform(0.5, 1.5, array.shape)
+        x = Tensor(pixels, requires_grad=True)
+        features = network(x, training=True)
+        weighted = [add_up(c * values.standard_normal(c.shape)) for c in features]
+        (weighted[0] + weighted[1] + weighted[2] + weighted[3]).backward()
+        kept.append(
+            [c.data for c in features]
+            + [p.grad for p in network.parameters().values()]
+            + [x.grad, *network.buffers().values()]
+        )
+    for plain, recomputed in zip(*kept, strict=True):
+        np.testing.assert_array_equal(recomputed, plain)
