@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import traceback
@@ -27,12 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from refnet.arrays import Array, to_host
+from refnet.bench import torch_peers
+from refnet.bench.contest import WrongResult, within_contract
+from refnet.bench.workloads import clustered, regions, resnet50_fpn
 from refnet.kernel_op import operations
-from refnet.kernels.cuda import KERNELS, conv2d, peers, roi
+from refnet.kernels.cuda import KERNELS, conv2d, roi
 from refnet.kernels.cuda.cupy_module import import_cupy
 from refnet.kernels.cuda.timing import Comparison, Stopwatch, copies
-from refnet.testing import Call, Rounding, contract_of
+from refnet.testing import Call
 from refnet.testing.bounds import Precision
 from refnet.testing.calls import as_tuple, leaves
 
@@ -99,86 +100,6 @@ class Case:
 
 
 # ---- the cases -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """A convolution of a network: extents of its input and its weights, and how the window moves."""
-
-    title: str
-    height: int
-    width: int
-    channels: int
-    outputs: int
-    window: int
-    stride: int
-
-    def call(self, operation: str, images: int, rng: np.random.Generator) -> Call:
-        """The arguments of one of the three operations of a convolution."""
-        pad = self.window // 2
-        rows, columns = ((extent - 1) // self.stride + 1 for extent in (self.height, self.width))
-        x, y = (images, self.height, self.width, self.channels), (images, rows, columns, self.outputs)
-        w = (self.window, self.window, self.channels, self.outputs)
-        shapes = {"forward": {"x": x, "w": w}, "grad_input": {"grad_output": y, "w": w}}
-        shapes["grad_weight"] = {"x": x, "grad_output": y}
-        geometry: dict[str, Any] = {
-            "stride": (self.stride, self.stride), "padding": ((pad, pad), (pad, pad)), "dilation": (1, 1), "groups": 1,
-        }  # fmt: skip
-        extra: dict[str, Any] = {
-            "forward": {},
-            "grad_input": {"input_size": x[1:3]},
-            "grad_weight": {"kernel_size": w[:2]},
-        }
-        arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes[operation].items()}
-        return Call(arrays=arrays, parameters={**extra[operation], **geometry})
-
-
-def resnet50_fpn(height: int, width: int, narrower: int = 1) -> list[Layer]:
-    """The distinct convolutions of ResNet-50 (strides in the 3x3), FPN and the RPN's, for images of this size."""
-    layers: dict[tuple[int, ...], Layer] = {}
-
-    def add(title: str, stride_in: int, channels: int, outputs: int, window: int, stride: int = 1) -> None:
-        numbers = (height // stride_in, width // stride_in, channels, outputs, window, stride)
-        shape = Layer(
-            title=f"{title} {window}x{window}/{stride} {channels}->{outputs} @{numbers[0]}x{numbers[1]}",
-            height=numbers[0], width=numbers[1], channels=channels, outputs=outputs, window=window, stride=stride,
-        )  # fmt: skip
-        layers.setdefault(numbers, shape)
-
-    add("stem", 1, 3, 64 // narrower, 7, 2)
-    channels = 64 // narrower
-    for stage in (2, 3, 4, 5):
-        middle, wide = 2**stage * 16 // narrower, 2**stage * 64 // narrower
-        before, after, stride = 2 ** max(stage - 1, 2), 2**stage, 1 if stage == 2 else 2
-        add(f"res{stage}", before, channels, middle, 1)
-        add(f"res{stage}", before, middle, middle, 3, stride)
-        add(f"res{stage}", before, channels, wide, 1, stride)
-        add(f"res{stage}", after, middle, wide, 1)
-        add(f"res{stage}", after, wide, middle, 1)
-        add(f"res{stage}", after, middle, middle, 3)
-        add("fpn", after, wide, 256 // narrower, 1)
-        add("fpn", after, 256 // narrower, 256 // narrower, 3)
-        channels = wide
-    return list(layers.values())
-
-
-def regions(count: int, height: int, width: int, rng: np.random.Generator) -> Array:
-    """Boxes as proposals are: of all sizes from 16 pixels to half the image, of all shapes."""
-    size = np.exp(rng.uniform(math.log(16), math.log(min(height, width) / 2), (count, 1)))
-    extent = size * np.exp(rng.uniform(-0.5, 0.5, (count, 1)) * [[1.0, -1.0]])
-    centre = rng.uniform(0, 1, (count, 2)) * [width, height]
-    boxes = np.concatenate([centre - extent / 2, centre + extent / 2], axis=1)
-    inside: Array = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
-    return inside
-
-
-def clustered(count: int, rng: np.random.Generator) -> dict[str, Array]:
-    """Boxes around some objects and their scores, as an RPN gives them before NMS."""
-    centres = rng.uniform(0, 1000, (max(count // 40, 1), 2))[rng.integers(0, max(count // 40, 1), count)]
-    centres = centres + rng.normal(0, 12, (count, 2))
-    sides = np.abs(rng.normal(80, 30, (count, 2))) + 1
-    boxes = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1).astype(np.float32)
-    return {"boxes": boxes, "scores": rng.uniform(size=count).astype(np.float32)}
 
 
 CONVOLUTIONS: tuple[tuple[str, Precision], ...] = (
@@ -253,30 +174,16 @@ def _roi_call(size: int, toy: bool, *, gradient: bool) -> Call:
 # ---- the check -----------------------------------------------------------------------------------------------------
 
 
-class WrongResult(AssertionError):
-    """A kernel's result is further from the exact value than rounding explains; its time means nothing."""
-
-
 def verify(case: Case, call: Call, results: Sequence[Any], reference: Callable[..., Any]) -> float:
     """The largest error as a share of what the operation's contract allows; `reference` computes in float64.
 
     Raises:
         WrongResult: it is larger than that.
     """
-    expected = contract_of(operations()[case.operation]).bound(reference, call, Rounding.of(np.float32, case.precision))
-    worst = 0.0
-    for result, entry in zip(results, expected, strict=True):
-        got = to_host(result)
-        if got.shape != entry.value.shape:
-            raise WrongResult(f"{case.bar}: {case.title}: expected shape {entry.value.shape}, got {got.shape}")
-        allowed = np.broadcast_to(0.0 if entry.allowed is None else entry.allowed, got.shape)
-        error = abs(got.astype(np.float64) - entry.value)
-        if not (error <= allowed).all():
-            most, least = error.max(initial=0), allowed.max(initial=0)
-            raise WrongResult(f"{case.bar}: {case.title}: error {most:.3g}, largest allowed {least:.3g}")
-        share = np.divide(error, allowed, out=np.zeros(error.shape), where=allowed > 0)
-        worst = max(worst, float(share.max(initial=0)))
-    return worst
+    try:
+        return within_contract(case.operation, call, results, reference, precision=case.precision)
+    except WrongResult as wrong:
+        raise WrongResult(f"{case.bar}: {case.title}: {wrong}") from None
 
 
 # ---- running -------------------------------------------------------------------------------------------------------
@@ -316,15 +223,15 @@ class Bench:
         call = case.make()
         size = sum(leaf.nbytes for value in call.arrays.values() for leaf in leaves(value))
         sets = [call.map(lambda _, a: self.cupy.asarray(a)) for _ in range(copies(size, self.stopwatch.cache))]
-        reference = peers.reference(case.operation, self.torch)
+        reference = torch_peers.reference(case.operation, self.torch)
         share = verify(case, call, case.run(sets[0]), reference)
-        with peers.tf32(self.torch, case.precision == "tf32"):
+        with torch_peers.tf32(self.torch, case.precision == "tf32"):
             theirs = {
                 name: [
-                    peers.launch(case.operation, name, given, self.torch, half=case.precision == "bf16")
+                    torch_peers.launch(case.operation, name, given, self.torch, half=case.precision == "bf16")
                     for given in sets
                 ]
-                for name in peers.LAYOUTS[case.operation]
+                for name in torch_peers.LAYOUTS[case.operation]
             }
             compare = self.stopwatch.compare_waiting if case.waits else self.stopwatch.compare
             ours = [partial(case.run, given) for given in sets]

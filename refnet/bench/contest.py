@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from refnet.arrays import to_host
 from refnet.bench.bars import Bar
 from refnet.bench.contestants import Field
+from refnet.kernel_op import operations
+from refnet.testing import Call, Rounding, contract_of
+from refnet.testing.bounds import Precision
 
 
 class WrongResult(AssertionError):
@@ -55,3 +61,37 @@ class Subject:
     name: str
     parts: tuple[tuple[int, Part], ...]
     against: Mapping[str, Bar | None] = field(default_factory=dict)
+
+
+def within_contract(
+    operation: str,
+    call: Call,
+    results: Sequence[Any],
+    reference: Callable[..., Any],
+    *,
+    precision: Precision = "full",
+) -> float:
+    """The largest error of results as a share of what the operation's contract allows.
+
+    Args:
+        reference: the operation in float64.
+        precision: what products are made of.
+
+    Raises:
+        WrongResult: an error is larger than allowed, or a shape is wrong.
+        DependencyError: hypothesis, which contracts need, isn't installed.
+    """
+    expected = contract_of(operations()[operation]).bound(reference, call, Rounding.of(np.float32, precision))
+    worst = 0.0
+    for result, entry in zip(results, expected, strict=True):
+        got = to_host(result)
+        if got.shape != entry.value.shape:
+            raise WrongResult(f"expected shape {entry.value.shape}, got {got.shape}")
+        allowed = np.broadcast_to(0.0 if entry.allowed is None else entry.allowed, got.shape)
+        error = abs(got.astype(np.float64) - entry.value)
+        if not (error <= allowed).all():
+            most, least = error.max(initial=0), allowed.max(initial=0)
+            raise WrongResult(f"error {most:.3g}, largest allowed {least:.3g}")
+        share = np.divide(error, allowed, out=np.zeros(error.shape), where=allowed > 0)
+        worst = max(worst, float(share.max(initial=0)))
+    return worst

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from refnet.bench import bars, models, training
+from refnet.bench import bars, layers, models, operations, training
 from refnet.bench.contest import Part, Subject
 from refnet.train.config import RunConfig
 
 
 def subjects(*, quick: bool) -> list[Subject]:
     """Every subject, in the order of the table."""
-    everything = [*_models(quick)]
+    everything = [*layers.subjects(quick=quick), *operations.subjects(quick=quick), *_models(quick)]
     if quick:  # nothing is asked of toys
         everything = [replace(subject, against=dict.fromkeys(subject.against)) for subject in everything]
     return everything
@@ -46,7 +46,7 @@ def _models(quick: bool) -> Iterator[Subject]:
     prepare = partial(training.prepare_shapes, run=run, head_start=2 if quick else 50)
     yield _one(name, Part(name=name, prepare=prepare), torchvision=bars.TRAINING_SHAPES)
     height, width = (64, 96) if quick else (512, 512)
-    name = f"inference {height}x{width} by the specification"
+    name = f"specification, {height}x{width}"
     prepare = partial(
         models.prepare_inference, config=network(height, width), height=height, width=width, specification=True
     )

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from refnet import ops
-from refnet.kernels.cuda import benchmark, peers, timing
-from refnet.kernels.cuda.benchmark import BARS, Case, WrongResult, cases, figures, markdown, regions, resnet50_fpn, rows
+from refnet.bench import torch_peers
+from refnet.bench.workloads import regions, resnet50_fpn
+from refnet.kernels.cuda import benchmark, timing
+from refnet.kernels.cuda.benchmark import BARS, Case, WrongResult, cases, figures, markdown, rows
 from refnet.kernels.cuda.timing import Comparison
 from refnet.kernels.emulator import available
 from refnet.testing import Call
@@ -110,9 +112,9 @@ def test_a_peer_computes_the_same(torch: Any, bar: str) -> None:
         call = case.make().astype(np.float64)
         specification = getattr(ops, case.operation).specification
         expected = call.apply(specification)
-        np.testing.assert_allclose(call.apply(peers.reference(case.operation, torch, "cpu")), expected, atol=1e-9)
-        for layout in peers.LAYOUTS[case.operation]:
-            result = peers.launch(case.operation, layout, call, torch)()
+        np.testing.assert_allclose(call.apply(torch_peers.reference(case.operation, torch, "cpu")), expected, atol=1e-9)
+        for layout in torch_peers.LAYOUTS[case.operation]:
+            result = torch_peers.launch(case.operation, layout, call, torch)()
             axes = (2, 3, 1, 0) if bar == "grad_weight" else (0, 2, 3, 1)
             result = result if bar.startswith("nms") else result.permute(axes)
             np.testing.assert_allclose(result.numpy(), expected, atol=1e-9)
