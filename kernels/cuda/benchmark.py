@@ -28,7 +28,7 @@ import numpy as np
 
 from refnet.bench import torch_peers
 from refnet.bench.contest import WrongResult, within_contract
-from refnet.bench.workloads import clustered, regions, resnet50_fpn
+from refnet.bench.workloads import Layer, clustered, regions, resnet50_fpn
 from refnet.kernel_op import operations
 from refnet.kernels.cuda import KERNELS, conv2d, roi
 from refnet.kernels.cuda.cupy_module import import_cupy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ def subjects(*, quick: bool) -> Iterator[Subject]:
         make = partial(roi_align, size, count, (32, 8) if quick else (512, 256), both)
         yield _subject(name, make, {TORCHVISION: bar})
     side = 16 if quick else 128
-    dense = {TORCH: None, CHANNELS_LAST: None}
+    dense: dict[str, bars.Bar | None] = {TORCH: None, CHANNELS_LAST: None}
     yield _subject(f"max_pool 3x3/2, {2 * side}x{2 * side}x64", partial(max_pool, 2 * side), dense)
     yield _subject(f"upsample_add, {side}x{side}x256", partial(upsample_add, side), dense)
     yield _subject(f"batch_norm, {side}x{side}x64, forward", partial(batch_norm, side, False), dense)
@@ -157,7 +157,7 @@ def prepare_sgd(field: Field, *, size: int) -> Contest:
     return Contest(runs=runs, check=_check_updates)
 
 
-def _check_updates(results: dict[str, Sequence[Array]] | Any) -> str:
+def _check_updates(results: Mapping[str, Sequence[Array]]) -> str:
     """That all have the same values after a step but for a few units in the last place."""
     for name, values in results.items():
         for value, expected in zip(values, results[SPECIFICATION], strict=True):

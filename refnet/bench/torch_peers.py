@@ -61,12 +61,13 @@ def launch(operation: str, layout: str, call: Call, torch: Any, *, half: bool = 
 
 
 def reference(operation: str, torch: Any, device: str = "cuda") -> Callable[..., Any]:
-    """The operation in float64 by a peer, on `device`: from and to NumPy's arrays, with the specification's arguments.
+    """The operation in float64, from and to NumPy's arrays, with the specification's arguments.
 
-    Decisions are the specification's own, whose order of operations they are defined by.
+    That of a convolution is a peer's, on `device`, which is much faster. Others are the specification itself, which
+    defines their decisions and the rounding of coordinates.
     """
     specification = operations()[operation].specification
-    if operation == "nms":
+    if not operation.startswith("conv2d_"):
         return specification
     names = tuple(signature(specification).parameters)
 

@@ -63,7 +63,9 @@ def _check(results: Mapping[str, list[Any]], *, work: Work, field: Field) -> str
     """
     worst = 0.0
     for index, (name, call) in enumerate(work):
-        reference = _reference(name, field)
+        reference = operations()[name].specification
+        if field.torch is not None:
+            reference = torch_peers.reference(name, field.torch, "cpu")
         for contestant in (CPU, CUDA):
             if contestant in results:
                 try:
@@ -88,12 +90,3 @@ def _check_peer(who: str, theirs: Sequence[Array], ours: Any) -> None:
         apart, largest = abs(result - mine).max(initial=0), abs(mine).max(initial=0)
         if not apart <= PEER_ROUNDING * largest:
             raise WrongResult(f"{who}: {apart:.3g} from kernels/cpu, whose largest value is {largest:.3g}")
-
-
-def _reference(name: str, field: Field) -> Callable[..., Any]:
-    """The operation in float64: the peer's where that is much faster than the specification, and it is there."""
-    slow = name.startswith("conv2d") or name in ("roi_align_forward", "roi_align_grad_features")
-    there = field.torch if name.startswith("conv2d") else field.torchvision
-    if slow and there is not None:
-        return torch_peers.reference(name, field.torch, "cpu")
-    return operations()[name].specification

@@ -92,8 +92,10 @@ def resnet50_fpn(height: int, width: int, narrower: int = 1, *, rpn: bool = Fals
     """
     layers, pyramid = _Layers(), 256 // narrower
 
-    def add(title: str, stride_in: int, *numbers: int, count: int = 1) -> None:
-        layers.add(title, height // stride_in, width // stride_in, *numbers, count=count)
+    def add(
+        title: str, reduced: int, channels: int, outputs: int, window: int, stride: int = 1, count: int = 1
+    ) -> None:
+        layers.add(title, height // reduced, width // reduced, channels, outputs, window, stride, count)
 
     add("stem", 1, 3, 64 // narrower, 7, 2)
     channels = 64 // narrower
