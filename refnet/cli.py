@@ -72,7 +72,7 @@ SEEN_OR_ONLY_IN_TRAINING = (  # fields of the others that the shapes of weights 
 T = TypeVar("T")
 Flat: TypeAlias = Annotated[T, tyro.conf.arg(name="")]  # the record's fields are flags without a prefix
 Device: TypeAlias = Literal["cpu", "cuda"]
-Precision: TypeAlias = Literal["float32", "tf32", "bf16"]
+Precision: TypeAlias = Literal["float32", "exact-order", "tf32", "bf16"]
 Opened: TypeAlias = tyro.conf.Suppress[tyro.conf.Fixed[Source | None]]  # no flag: what was read for the defaults
 Preset: TypeAlias = Literal[
     "torchvision",
@@ -154,7 +154,7 @@ class Eval:
     device: Device = "cpu"
     """Where the network lives: cuda is a GPU of NVIDIA's, and needs CuPy."""
     precision: Precision = "float32"
-    """What the products of convolutions are made of on a GPU; tf32 and bf16 are rounded, and faster."""
+    """How convolutions compute: exact-order keeps plain sums on a CPU; on a GPU tf32 and bf16 round, and are faster."""
     opened: Opened = None
 
     def run(self) -> int:
@@ -209,7 +209,7 @@ class Predict(_OnImages):
     device: Device = "cpu"
     """Where the network lives: cuda is a GPU of NVIDIA's, and needs CuPy."""
     precision: Precision = "float32"
-    """What the products of convolutions are made of on a GPU; tf32 and bf16 are rounded, and faster."""
+    """How convolutions compute: exact-order keeps plain sums on a CPU; on a GPU tf32 and bf16 round, and are faster."""
 
     def run(self) -> int:
         """Predict."""
@@ -618,7 +618,8 @@ def _for_keypoints(model: ModelConfig, origin: Origin, dataset: Dataset) -> Mode
 def _set_up_process(config: TrainConfig) -> None:
     """Settings of the whole process, so they are up to the program and not to the library."""
     from refnet import kernels
-    from refnet.kernels.cuda.conv2d import set_precision
+    from refnet.kernels.cpu.precision import set_precision as set_on_cpu
+    from refnet.kernels.cuda.conv2d import set_precision as set_on_gpu
     from refnet.kernels.cuda.cupy_module import import_cupy
 
     keep_freed_memory()
@@ -627,7 +628,8 @@ def _set_up_process(config: TrainConfig) -> None:
             import_cupy()
         except DeviceError as error:
             raise ConfigError(f"--device cuda: {error}; pip install 'refnet[cuda]' installs CuPy") from error
-        set_precision(config.precision)
+        set_on_gpu("float32" if config.precision == "exact-order" else config.precision)
+    set_on_cpu("exact-order" if config.precision == "exact-order" else "float32")
     if config.kernels == "tuned":
         kernels.install()
     else:

@@ -178,9 +178,10 @@ class TrainConfig:
     for 17 points, and 0.05 for each of any other number."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the network lives: cuda is a GPU of NVIDIA's, and needs CuPy."""
-    precision: Literal["float32", "tf32", "bf16"] = "float32"
-    """What the products of convolutions are made of on a GPU; arrays and sums are float32. Tensor cores take factors that
-    are rounded, to 10 bits behind the leading one (tf32) or to 7 (bf16), and are several times as fast."""
+    precision: Literal["float32", "exact-order", "tf32", "bf16"] = "float32"
+    """How convolutions compute; arrays are float32. On a CPU float32 may rearrange sums where that is quicker and its error
+    is bounded (Winograd), and exact-order keeps plain sums of products, as a GPU always does. A GPU's tensor cores take
+    factors that are rounded, to 10 bits behind the leading one (tf32) or to 7 (bf16), and are several times as fast."""
     kernels: Literal["tuned", "specification"] = "tuned"
     """tuned: the fast kernels of refnet.kernels. specification: the normative text itself."""
 
@@ -201,8 +202,8 @@ class TrainConfig:
         )
         self.learning_rate()
         check(
-            self.device == "cuda" or self.precision == "float32",
-            f"precision is that of a GPU, a CPU has float32 only; got {self.precision} on {self.device}",
+            self.device == "cuda" or self.precision in ("float32", "exact-order"),
+            f"a CPU has no tensor cores: precision must be float32 or exact-order, got {self.precision} on {self.device}",
         )
         check(
             self.device == "cpu" or self.kernels == "tuned",

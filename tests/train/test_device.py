@@ -31,6 +31,7 @@ from refnet.cli import main
 from refnet.data import Sample
 from refnet.errors import DeviceError, KernelError
 from refnet.kernel_op import operations
+from refnet.kernels.cpu import precision as cpu_precision
 from refnet.kernels.cuda import KERNELS, conv2d
 from refnet.kernels.cuda.cupy_module import import_cupy
 from refnet.kernels.emulator import available, running, standin
@@ -351,15 +352,23 @@ class TestCommands:
         assert message in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
 
-    @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+    @pytest.mark.parametrize("precision", ["float32", "exact-order", "tf32", "bf16"])
     def test_the_precision_reaches_the_convolutions(self, monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
-        monkeypatch.setattr(conv2d, "_installed", "float32")
+        monkeypatch.setattr(conv2d, "_installed", "bf16")
+        monkeypatch.setattr(cpu_precision, "_installed", "float32")
         set_up_process(TrainConfig(device="cuda", precision=precision))
-        assert conv2d.present_precision() == precision
+        assert conv2d.present_precision() == ("float32" if precision == "exact-order" else precision)
 
-    def test_a_cpu_has_one_precision(self, capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize("precision", ["float32", "exact-order"])
+    def test_it_reaches_those_of_a_cpu(self, monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
+        for before in ("float32", "exact-order"):
+            monkeypatch.setattr(cpu_precision, "_installed", before)
+            set_up_process(TrainConfig(precision=precision))
+            assert cpu_precision.present_precision() == precision
+
+    def test_a_cpu_has_no_tensor_cores(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["train", "shapes", "--precision", "tf32"]) == 2
-        assert "a CPU has float32 only; got tf32 on cpu" in capsys.readouterr().err
+        assert "must be float32 or exact-order, got tf32 on cpu" in capsys.readouterr().err
 
     def test_the_specification_does_not_run_on_a_gpu(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["train", "shapes", "--device", "cuda", "--kernels", "specification"]) == 2
