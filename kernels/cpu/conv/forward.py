@@ -88,7 +88,10 @@ def _product(x: Array, w: Array, y: Array, windows: Windows, epilogue: Epilogue,
 
 def _patches(x: Array, w: Array, y: Array, windows: Windows, epilogue: Epilogue, chosen: Plan) -> None:
     """A row of a matrix for each window."""
-    weights = np.ascontiguousarray(w).reshape(-1, w.shape[3])
+    if w.strides[3] > w.strides[2]:  # transposed: BLAS takes them so, and a copy would be slow
+        weights = np.ascontiguousarray(w.transpose(3, 0, 1, 2)).reshape(w.shape[3], -1).T
+    else:
+        weights = np.ascontiguousarray(w).reshape(-1, w.shape[3])
     correlate(x, weights, y, windows, lambda where: epilogue.finish(y, where))
 
 

@@ -7,19 +7,24 @@ of which each writes every s-th pixel. For stride 1 this is the well-known convo
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import numpy as np
 
 from refnet.arrays import Array
-from refnet.kernels.cpu.conv import patches
+from refnet.kernels.cpu.conv import forward, winograd_gradient
+from refnet.kernels.cpu.conv.epilogue import Epilogue
 from refnet.kernels.cpu.conv.patches import Windows, correlate, matrices, one_tall_image, tiles_of
+from refnet.kernels.cpu.conv.plan import WINOGRAD, Operation, Plan, plan
 from refnet.kernels.cpu.conv.winograd import UNPACKED
 from refnet.kernels.cpu.scratch import scratch
 from refnet.kernels.cpu.threads import runs, split, spread
 from refnet.ops.conv2d import Padding, Pair
 
+LINES = 64  # of weights that are transposed at once
 THIN = 4096  # numbers of a product of two long matrices below which they are multiplied in pieces
 
 
@@ -27,33 +32,29 @@ def conv2d_grad_input(
     grad_output: Array, w: Array, *, input_size: Pair, stride: Pair, padding: Padding, dilation: Pair, groups: int
 ) -> Array:
     """See :func:`refnet.ops.conv2d_grad_input`."""
-    kh, kw, cg, outputs = w.shape
-    if groups == 1 and _windows_tile_the_image(grad_output, w, input_size, stride, padding, dilation):
-        return _side_by_side(grad_output, w)
-    if math.prod(input_size) > 2 * math.prod(stride) * math.prod(grad_output.shape[1:3]):
-        return _scatter(grad_output, w, input_size, stride, padding, dilation, groups)
-    og = outputs // groups
-    grad = np.empty((len(grad_output), *input_size, groups * cg), grad_output.dtype)
-    horizontal = _residues(input_size[1], kw, stride[1], padding[1][0], dilation[1])
-    for row in _residues(input_size[0], kh, stride[0], padding[0][0], dilation[0]):
-        for column in horizontal:
-            pixels = grad[:, row.first :: stride[0], column.first :: stride[1]]
-            taps = w[row.taps, column.taps]
-            if taps.size == 0:
-                pixels[...] = 0
-                continue
-            windows = Windows(
-                kernel_size=taps.shape[:2],
-                size=pixels.shape[1:3],
-                origin=(row.origin, column.origin),
-                stride=(1, 1),
-                dilation=(row.dilation, column.dilation),
-            )
-            for g in range(groups):
-                weights = taps[..., g * og : (g + 1) * og].transpose(2, 0, 1, 3)  # Cg kh kw Og
-                weights = np.ascontiguousarray(weights).reshape(cg, -1).T
-                correlate(grad_output[..., g * og : (g + 1) * og], weights, pixels[..., g * cg : (g + 1) * cg], windows)
-    return grad
+    shape = (len(grad_output), *input_size, groups * w.shape[2])
+    windows = Windows.of_convolution(input_size, w.shape[:2], stride, padding, dilation)
+    if grad_output.size == 0 or w.size == 0:
+        return np.zeros(shape, grad_output.dtype)
+    chosen = plan(
+        "conv2d_grad_input",
+        shape,
+        w.shape,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        dtype=grad_output.dtype,
+    )
+    match chosen.algorithm:
+        case "side_by_side":
+            return _side_by_side(grad_output, w, chosen.tile)
+        case "taps":
+            return _taps(grad_output, w, input_size, padding, windows, groups)
+        case "residues":
+            return _residues(grad_output, w, input_size, padding, windows, groups)
+        case _:
+            return _flipped(grad_output, w, input_size, windows, groups, chosen)
 
 
 def conv2d_grad_weight(
@@ -67,20 +68,76 @@ def conv2d_grad_weight(
     groups: int,
 ) -> Array:
     """See :func:`refnet.ops.conv2d_grad_weight`."""
-    windows = Windows(
-        kernel_size=kernel_size,
-        size=grad_output.shape[1:3],
-        origin=(-padding[0][0], -padding[1][0]),
-        stride=stride,
-        dilation=dilation,
-    )
     cg, outputs = x.shape[3] // groups, grad_output.shape[3]
-    og = outputs // groups
+    windows = Windows.of_convolution(x.shape[1:3], kernel_size, stride, padding, dilation)
+    if x.size == 0 or grad_output.size == 0:
+        return np.zeros((*kernel_size, cg, outputs), x.dtype)
+    chosen = plan(
+        "conv2d_grad_weight",
+        x.shape,
+        (*kernel_size, cg, outputs),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        dtype=x.dtype,
+    )
+    if chosen.algorithm in WINOGRAD:
+        return winograd_gradient.grad_weight(x, grad_output, WINOGRAD[chosen.algorithm], windows.origin, chosen.tile)
     grad = np.empty((*kernel_size, cg, outputs), x.dtype)
+    og = outputs // groups
     for g in range(groups):
-        some = slice(g * og, (g + 1) * og)
-        _outer(x[..., g * cg : (g + 1) * cg], grad_output[..., some], grad[..., some].reshape(-1, og), windows)
+        some = slice(g * og, g * og + og)
+        part = grad[..., some].reshape(-1, og)
+        _outer(x[..., g * cg : g * cg + cg], grad_output[..., some], part, windows, chosen.tile)
     return grad
+
+
+def _algorithm(operation: Operation) -> Callable[..., str]:
+    """What says, from a kernel's arguments, what computes the sums: see :func:`refnet.testing.check_kernel`."""
+
+    def algorithm(a: Array, b: Array, **geometry: Any) -> str:
+        of_input = operation == "conv2d_grad_input"
+        x_shape = (len(a), *geometry.pop("input_size"), b.shape[2] * geometry["groups"]) if of_input else a.shape
+        w_shape = b.shape if of_input else (*geometry.pop("kernel_size"), a.shape[3] // geometry["groups"], b.shape[3])
+        chosen = plan(operation, x_shape, w_shape, dtype=a.dtype, **geometry).algorithm
+        return chosen if chosen in WINOGRAD and a.size and b.size else "plain"
+
+    return algorithm
+
+
+conv2d_grad_input.algorithm = _algorithm("conv2d_grad_input")  # type: ignore[attr-defined]
+conv2d_grad_weight.algorithm = _algorithm("conv2d_grad_weight")  # type: ignore[attr-defined]
+
+
+# the gradient to the input
+
+
+def _flipped(grad_output: Array, w: Array, input_size: Pair, windows: Windows, groups: int, chosen: Plan) -> Array:
+    """Of stride 1: the convolution of the output's gradient with the flipped weights, inputs and outputs exchanged."""
+    cg, og = w.shape[2], w.shape[3] // groups
+    grad = np.empty((len(grad_output), *input_size, groups * cg), grad_output.dtype)
+    flipped = w[::-1, ::-1].swapaxes(2, 3)  # kh kw O Cg
+    for g in range(groups):
+        inputs, outputs = slice(g * cg, g * cg + cg), slice(g * og, g * og + og)
+        weights = flipped[:, :, outputs]
+        if chosen.algorithm in WINOGRAD:
+            weights = _transposed(weights)
+        forward.ALGORITHMS[chosen.algorithm](
+            grad_output[..., outputs], weights, grad[..., inputs], windows.adjoint(input_size), Epilogue(), chosen
+        )
+    return grad
+
+
+def _transposed(w: Array) -> Array:
+    """A contiguous copy of transposed weights; some lines at a time, which stay in cache until all of them is used."""
+    copy = scratch("grads.weights", w.shape, w.dtype)
+    for start in range(0, w.shape[3], LINES):
+        copy[..., start : start + LINES] = w[..., start : start + LINES]
+    return copy
+
+
+UNREAD = slice(0, 0)  # the taps of pixels that are in no window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +157,34 @@ class Residue:
     dilation: int
 
 
-def _residues(size: int, k: int, s: int, before: int, d: int) -> list[Residue]:
+def _residues(grad_output: Array, w: Array, input_size: Pair, padding: Padding, windows: Windows, groups: int) -> Array:
+    """A small convolution of stride 1 for the pixels of each residue."""
+    kh, kw, cg, outputs = w.shape
+    og, stride, dilation = outputs // groups, windows.stride, windows.dilation
+    rows = _residues_of(input_size[0], kh, stride[0], padding[0][0], dilation[0])
+    columns = _residues_of(input_size[1], kw, stride[1], padding[1][0], dilation[1])
+    unread = any(residue.taps == UNREAD for residue in (*rows, *columns))
+    grad = (np.zeros if unread else np.empty)((len(grad_output), *input_size, groups * cg), grad_output.dtype)
+    for row, column in product(rows, columns):
+        taps = w[row.taps, column.taps]
+        if taps.size == 0:
+            continue
+        pixels = grad[:, row.first :: stride[0], column.first :: stride[1]]
+        own = Windows(
+            kernel_size=taps.shape[:2],
+            size=pixels.shape[1:3],
+            origin=(row.origin, column.origin),
+            stride=(1, 1),
+            dilation=(row.dilation, column.dilation),
+        )
+        for g in range(groups):
+            inputs, outs = slice(g * cg, g * cg + cg), slice(g * og, g * og + og)
+            weights = np.ascontiguousarray(taps[..., outs].transpose(2, 0, 1, 3)).reshape(cg, -1).T  # from Cg kh kw Og
+            correlate(grad_output[..., outs], weights, pixels[..., inputs], own)
+    return grad
+
+
+def _residues_of(size: int, k: int, s: int, before: int, d: int) -> list[Residue]:
     """The residues of `size` pixels for k taps, stride s, padding `before` and dilation d.
 
     Pixel first + s t sees tap a = a0 + q m in output t + (first + p - d a0) / s - (d q / s) m.
@@ -111,28 +195,14 @@ def _residues(size: int, k: int, s: int, before: int, d: int) -> list[Residue]:
         a0 = next((a for a in range(min(q, k)) if (first + before - d * a) % s == 0), k)
         last = max(range(a0, k, q), default=None)
         if last is None:
-            found.append(Residue(first=first, taps=slice(0, 0), origin=0, dilation=1))
+            found.append(Residue(first=first, taps=UNREAD, origin=0, dilation=1))
         else:
             taps = slice(last, a0 - 1 if a0 else None, -q)
             found.append(Residue(first=first, taps=taps, origin=(first + before - d * last) // s, dilation=d * q // s))
     return found
 
 
-def _windows_tile_the_image(
-    grad_output: Array, w: Array, input_size: Pair, stride: Pair, padding: Padding, dilation: Pair
-) -> bool:
-    """Whether every pixel lies in one window: a mask head's transposed convolution, 2 x 2 with stride 2."""
-    size = tuple(windows * step for windows, step in zip(grad_output.shape[1:3], stride, strict=True))
-    return (
-        stride != (1, 1)
-        and w.shape[:2] == stride
-        and size == tuple(input_size)
-        and dilation == (1, 1)
-        and not np.any(padding)
-    )
-
-
-def _side_by_side(grad_output: Array, w: Array) -> Array:
+def _side_by_side(grad_output: Array, w: Array, tile_bytes: int) -> Array:
     """The gradient to the input where windows tile the image: one product for all taps, whose rows are then put apart."""
     n, ho, wo, outputs = grad_output.shape
     kh, kw, channels, _ = w.shape
@@ -147,40 +217,34 @@ def _side_by_side(grad_output: Array, w: Array) -> Array:
             np.matmul(part, weights, out=product)
             pixels[tile] = product.reshape(-1, wo, kh, kw * channels).swapaxes(1, 2)
 
-    if grad.size:
-        spread(fill, split(runs(n * ho, min(n * ho, -(-grad.nbytes // patches.TILE_BYTES)))))
+    spread(fill, split(runs(n * ho, min(n * ho, -(-grad.nbytes // tile_bytes)))))
     return grad
 
 
-def _scatter(
-    grad_output: Array, w: Array, input_size: Pair, stride: Pair, padding: Padding, dilation: Pair, groups: int
-) -> Array:
-    """The gradient to the input tap by tap: for an output so small that most windows of it would hold only padding."""
+def _taps(grad_output: Array, w: Array, input_size: Pair, padding: Padding, windows: Windows, groups: int) -> Array:
+    """Tap by tap: for an output so small that most windows of it would hold only padding."""
     n, ho, wo, _ = grad_output.shape
     kh, kw, cg, outputs = w.shape
-    og = outputs // groups
+    og, stride, dilation = outputs // groups, windows.stride, windows.dilation
     (top, bottom), (left, right) = padding
     padded = np.zeros((n, input_size[0] + top + bottom, input_size[1] + left + right, groups * cg), grad_output.dtype)
-    for a in range(kh):
+    for a, b in np.ndindex(kh, kw):
         rows = slice(a * dilation[0], a * dilation[0] + (ho - 1) * stride[0] + 1, stride[0])
-        for b in range(kw):
-            columns = slice(b * dilation[1], b * dilation[1] + (wo - 1) * stride[1] + 1, stride[1])
-            for g in range(groups):
-                part = grad_output[..., g * og : (g + 1) * og].reshape(-1, og)
-                tap = part @ w[a, b, :, g * og : (g + 1) * og].T
-                padded[:, rows, columns, g * cg : (g + 1) * cg] += tap.reshape(n, ho, wo, cg)
+        columns = slice(b * dilation[1], b * dilation[1] + (wo - 1) * stride[1] + 1, stride[1])
+        for g in range(groups):
+            part = grad_output[..., g * og : (g + 1) * og].reshape(-1, og)
+            tap = part @ w[a, b, :, g * og : (g + 1) * og].T
+            padded[:, rows, columns, g * cg : (g + 1) * cg] += tap.reshape(n, ho, wo, cg)
     return padded[:, top : top + input_size[0], left : left + input_size[1]]
 
 
-def _outer(x: Array, g: Array, out: Array, windows: Windows) -> None:
+# the gradient to the weights
+
+
+def _outer(x: Array, g: Array, out: Array, windows: Windows, tile_bytes: int) -> None:
     """Fill `out`, (kh · kw · C, O), with the sum over windows of their outer products with g's pixels."""
     x, g, windows = one_tall_image(x, g, windows)
-    # every tile has its own product of that shape, which is added to the others: a tile must be larger
-    tiles = tiles_of(x, windows, max(patches.TILE_BYTES, 4 * out.size * out.itemsize), least=1)
-    if not tiles:
-        out[...] = 0
-        return
-    pieces = split(tiles)
+    pieces = split(tiles_of(x, windows, tile_bytes, least=1))
     totals = [out, *(np.empty(out.shape, out.dtype) for _ in pieces[1:])]
 
     def add_up(piece: int) -> None:

@@ -59,6 +59,11 @@ class Windows:
             dilation=dilation,
         )
 
+    def adjoint(self, image_size: Pair) -> "Windows":
+        """Those of the outputs that the pixels of an image are read by, if the stride is 1, the last tap first."""
+        (kh, kw), (top, left), (down, right) = self.kernel_size, self.origin, self.dilation
+        return replace(self, size=image_size, origin=(-(kh - 1) * down - top, -(kw - 1) * right - left))
+
     def extent(self, windows: int, axis: int) -> int:
         """Pixels from the start of the first to the end of the last of so many windows."""
         return (windows - 1) * self.stride[axis] + (self.kernel_size[axis] - 1) * self.dilation[axis] + 1

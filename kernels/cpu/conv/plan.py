@@ -10,6 +10,11 @@ The algorithms, each with what its tile counts:
 * "product": windows that are the pixels, so the image is the matrix; rows of a product.
 * "patches": windows copied side by side (im2col); bytes of such a matrix.
 * "winograd_f2", "winograd_f4": F(2x2,3x3) and F(4x4,3x3); tiles that are worked on together.
+
+The gradient to the input of stride 1 is a convolution of the output's gradient, and is planned as such. For other
+strides there is no choice: where the windows tile the image, "side_by_side", one product for all taps; where most of
+the image is in no window, "taps", added one by one; else "residues", a convolution of stride 1 for each, see
+:mod:`refnet.kernels.cpu.conv.grads`. The gradient to the weights takes the algorithms of the forward pass, transposed.
 """
 
 import math
@@ -24,14 +29,14 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from refnet.errors import ArgumentError
-from refnet.kernels.cpu.conv import patches
+from refnet.kernels.cpu.conv import patches, winograd_gradient
 from refnet.kernels.cpu.conv.patches import Windows
 from refnet.kernels.cpu.conv.winograd import F2, F4, UNPACKED, Minimal
 from refnet.kernels.cpu.precision import Precision, present_precision
 from refnet.ops.conv2d import Padding, Pair
 
-Algorithm: TypeAlias = Literal["product", "patches", "winograd_f2", "winograd_f4"]
-Operation: TypeAlias = Literal["conv2d_forward"]
+Algorithm: TypeAlias = Literal["product", "patches", "winograd_f2", "winograd_f4", "side_by_side", "taps", "residues"]
+Operation: TypeAlias = Literal["conv2d_forward", "conv2d_grad_input", "conv2d_grad_weight"]
 
 WINOGRAD: dict[str, Minimal] = {"winograd_f2": F2, "winograd_f4": F4}
 
@@ -42,8 +47,12 @@ MULTIPLY = 2 / 180  # a multiplication and its addition, in a large product
 READ_WEIGHT = 0.3  # an element of the weights, packed for each product anew
 COPY_PATCH = 0.5  # an element of a matrix of patches, copied and packed
 TRANSFORM_WEIGHT = 0.4  # an element of transformed weights
+TRANSPOSE_WEIGHT = 1.0  # an element of weights that are transposed first, for the gradient to the input
 TRANSFORM_PIXEL: dict[str, float] = {"winograd_f2": 8.0, "winograd_f4": 22.0}  # a tile of a channel, in or out
 CALL = 1500.0  # a call of NumPy for a piece of work
+# of the gradient to the weights, whose long products are of two matrices that are both packed
+MULTIPLY_LONG = 2 / 130
+TRANSFORM_SUM = 0.3  # an element of the sums that become the gradient
 
 TILES = 192  # of Winograd: 128 to 512 are as quick; less reads the weights too often, more leaves the cache
 ROWS = 2048  # of a product: more than leave its result in cache, for what follows
@@ -151,6 +160,7 @@ def plan(
         precision or present_precision(),
         forced,
         patches.TILE_BYTES,
+        winograd_gradient.BLOCK_BYTES,
     )
 
 
@@ -173,8 +183,12 @@ def winograd_error(minimal: Minimal, channels: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What is computed."""
+    """What is computed.
 
+    Of the gradient to the input of stride 1, the convolution of the output's gradient that it is.
+    """
+
+    operation: Operation
     images: int
     windows: Windows
     image_size: Pair
@@ -196,13 +210,43 @@ class _Shape:
 
     @property
     def depth(self) -> int:
-        """Products of a sum."""
+        """Numbers of a window."""
         return math.prod(self.windows.kernel_size) * self.channels
+
+    @property
+    def sum_length(self) -> int:
+        """Products of a sum, at most."""
+        return self.pixels if self.operation == "conv2d_grad_weight" else self.depth
+
+
+def _shape_of(
+    operation: Operation,
+    x_shape: tuple[int, int, int, int],
+    w_shape: tuple[int, int, int, int],
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> _Shape:
+    size, channels, outputs = (x_shape[1], x_shape[2]), w_shape[2], w_shape[3] // groups
+    windows = Windows.of_convolution(size, w_shape[:2], stride, padding, dilation)
+    if operation == "conv2d_grad_input" and stride == (1, 1):
+        size, windows = windows.size, windows.adjoint(size)
+        channels, outputs = outputs, channels
+    return _Shape(
+        operation=operation,
+        images=x_shape[0],
+        windows=windows,
+        image_size=size,
+        channels=channels,
+        outputs=outputs,
+        groups=groups,
+    )
 
 
 @lru_cache(maxsize=1024)
 def _plan(
-    operation: str,
+    operation: Operation,
     x_shape: tuple[int, int, int, int],
     w_shape: tuple[int, int, int, int],
     stride: Pair,
@@ -213,18 +257,13 @@ def _plan(
     precision: Precision,
     forced: str | None,
     tile_bytes: int,
+    block_bytes: int,
 ) -> Plan:
-    size = (x_shape[1], x_shape[2])
-    shape = _Shape(
-        images=x_shape[0],
-        windows=Windows.of_convolution(size, w_shape[:2], stride, padding, dilation),
-        image_size=size,
-        channels=w_shape[2],
-        outputs=w_shape[3] // groups,
-        groups=groups,
-    )
+    shape = _shape_of(operation, x_shape, w_shape, stride, padding, dilation, groups)
     item = np.dtype(dtype).itemsize
-    tiles = {name: tile for name, tile in _tiles(shape, tile_bytes, item).items() if _serves(name, shape)}
+    tiles = {
+        name: tile for name, tile in _tiles(shape, tile_bytes, block_bytes, item).items() if name in _serving(shape)
+    }
     seconds = {name: groups * _nanoseconds(name, shape, tile, item) * 1e-9 * item / 4 for name, tile in tiles.items()}
     errors = {name: _error(name, shape, dtype) for name in tiles}
     refused = {name: _refusal(name, dtype, precision) for name in tiles}
@@ -246,14 +285,25 @@ def _plan(
     )
 
 
-def _serves(name: str, shape: _Shape) -> bool:
-    """Whether an algorithm can compute this."""
-    windows = shape.windows
-    pixels = windows.are_the_pixels(shape.image_size)
-    if name in WINOGRAD:
-        plain = (*windows.stride, *windows.dilation, shape.groups) == (1, 1, 1, 1, 1)
-        return windows.kernel_size == (3, 3) and plain
-    return pixels if name == "product" else not pixels
+def _serving(shape: _Shape) -> tuple[str, ...]:
+    """The algorithms that can compute this."""
+    windows, size = shape.windows, shape.image_size
+    if shape.operation == "conv2d_grad_input" and windows.stride != (1, 1):
+        return (_of_strided_gradient(shape),)
+    if windows.are_the_pixels(size):
+        return ("product",)
+    plain = (*windows.stride, *windows.dilation, shape.groups) == (1, 1, 1, 1, 1)
+    return ("patches", *WINOGRAD) if windows.kernel_size == (3, 3) and plain else ("patches",)
+
+
+def _of_strided_gradient(shape: _Shape) -> str:
+    """What computes the gradient to the input where windows are more than a pixel apart."""
+    windows, size = shape.windows, shape.image_size
+    covered = tuple(number * step for number, step in zip(windows.size, windows.stride, strict=True))
+    plain = (*windows.origin, *windows.dilation, shape.groups) == (0, 0, 1, 1, 1)
+    if windows.kernel_size == windows.stride and covered == size and plain:
+        return "side_by_side"
+    return "taps" if math.prod(size) > 2 * math.prod(covered) else "residues"
 
 
 def _refusal(name: str, dtype: str, precision: Precision) -> str:
@@ -270,17 +320,35 @@ def _too_rough(name: str, error: float) -> str:
 
 
 def _error(name: str, shape: _Shape, dtype: str) -> float:
-    if name in WINOGRAD:
-        return winograd_error(WINOGRAD[name], shape.channels)
-    return (shape.depth + 1) * float(np.finfo(dtype).eps) / 2
+    if name not in WINOGRAD:
+        return (shape.sum_length + 1) * float(np.finfo(dtype).eps) / 2
+    if shape.operation == "conv2d_grad_weight":
+        return winograd_gradient.error(WINOGRAD[name], _winograd_tiles(name, shape))
+    return winograd_error(WINOGRAD[name], shape.channels)
 
 
-def _tiles(shape: _Shape, tile_bytes: int, item: int) -> dict[str, int]:
+def _tiles(shape: _Shape, tile_bytes: int, block_bytes: int, item: int) -> dict[str, int]:
+    weights = shape.depth * shape.outputs * item
+    if shape.operation == "conv2d_grad_weight":
+        return {
+            "product": shape.pixels,
+            "patches": max(tile_bytes, 4 * weights),  # every tile adds a product as large as the weights
+            **{
+                name: winograd_gradient.tiles_of_block(minimal, shape.channels, shape.outputs, item, block_bytes)
+                for name, minimal in WINOGRAD.items()
+            },
+        }
     return {
         "product": _rows(shape),
-        "patches": max(tile_bytes, shape.depth * shape.outputs * item),
+        "patches": max(tile_bytes, weights),
         **dict.fromkeys(WINOGRAD, TILES),
+        **dict.fromkeys(("side_by_side", "taps", "residues"), tile_bytes),
     }
+
+
+def _winograd_tiles(name: str, shape: _Shape) -> int:
+    """The tiles of all images."""
+    return shape.images * math.prod(-(-extent // WINOGRAD[name].outputs) for extent in shape.windows.size)
 
 
 def _rows(shape: _Shape) -> int:
@@ -291,6 +359,8 @@ def _rows(shape: _Shape) -> int:
 
 def _nanoseconds(name: str, shape: _Shape, tile: int, item: int) -> float:
     """Predicted, for one group."""
+    if shape.operation == "conv2d_grad_weight":
+        return _gradient_nanoseconds(name, shape, tile, item)
     weights = shape.depth * shape.outputs
     if name == "product":
         return shape.pixels * weights * MULTIPLY + -(-shape.pixels // tile) * (weights * READ_WEIGHT + CALL)
@@ -298,15 +368,33 @@ def _nanoseconds(name: str, shape: _Shape, tile: int, item: int) -> float:
         matrix = shape.pixels * shape.depth
         tiles = -(-matrix * item // tile)
         return shape.pixels * weights * MULTIPLY + matrix * COPY_PATCH + tiles * (weights * READ_WEIGHT + 5 * CALL)
-    minimal = WINOGRAD[name]
-    places = minimal.size**2
-    tiles = shape.images * math.prod(-(-extent // minimal.outputs) for extent in shape.windows.size)
+    if name not in WINOGRAD:
+        return shape.pixels * weights * MULTIPLY
+    tiles, elements = _winograd_tiles(name, shape), WINOGRAD[name].size ** 2 * shape.channels * shape.outputs
     blocks = -(-tiles // tile)
-    elements = places * shape.channels * shape.outputs
     return (
         tiles * elements * MULTIPLY
-        + blocks * (elements * READ_WEIGHT + 10 * minimal.size * CALL)
+        + blocks * (elements * READ_WEIGHT + 10 * WINOGRAD[name].size * CALL)
         + elements * TRANSFORM_WEIGHT
+        + (weights * TRANSPOSE_WEIGHT if shape.operation == "conv2d_grad_input" else 0)
+        + tiles * (shape.channels + shape.outputs) * TRANSFORM_PIXEL[name]
+    )
+
+
+def _gradient_nanoseconds(name: str, shape: _Shape, tile: int, item: int) -> float:
+    """Predicted for one group of the gradient to the weights."""
+    weights, matrix = shape.depth * shape.outputs, shape.pixels * shape.depth
+    if name == "product":
+        return matrix * shape.outputs * MULTIPLY_LONG + CALL
+    if name == "patches":
+        tiles = -(-matrix * item // tile)
+        return matrix * (shape.outputs * MULTIPLY_LONG + COPY_PATCH) + tiles * (weights * READ_WEIGHT + 5 * CALL)
+    tiles, elements = _winograd_tiles(name, shape), WINOGRAD[name].size ** 2 * shape.channels * shape.outputs
+    blocks = -(-tiles // tile)
+    return (
+        tiles * elements * MULTIPLY_LONG
+        + blocks * (elements * READ_WEIGHT + 10 * WINOGRAD[name].size * CALL)
+        + elements * TRANSFORM_SUM
         + tiles * (shape.channels + shape.outputs) * TRANSFORM_PIXEL[name]
     )
 

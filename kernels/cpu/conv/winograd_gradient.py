@@ -14,8 +14,6 @@ The sum over tiles is, for each of the t · t places in the bracket, one matrix 
 applied once, at the end: 36 products a tile, channel and output, where plain products are 144.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from refnet.arrays import Array
@@ -25,10 +23,17 @@ from refnet.kernels.cpu.scratch import scratch
 from refnet.kernels.cpu.threads import split, spread
 from refnet.ops.conv2d import Pair
 
-BLOCK_BYTES = 20 << 20  # of the transformed tiles that are added up at once; with half or twice as many no faster
+BLOCK_BYTES = 6 << 20  # of the transformed tiles that are added up at once, at least: more leave the cache
+CACHED_BYTES = 1 << 20  # of sums that are still in cache when the next ones are added
 
 
-def grad_weight(x: Array, g: Array, minimal: Minimal, origin: Pair) -> Array:
+def tiles_of_block(minimal: Minimal, channels: int, outputs: int, item: int, block_bytes: int) -> int:
+    """Tiles that are added up at once: of so many bytes, of numbers of `item`, and not less than their sums have."""
+    place = minimal.size**2 * item
+    return max(max(block_bytes, 2 * place * channels * outputs) // (place * max(channels + outputs, 1)), 1)
+
+
+def grad_weight(x: Array, g: Array, minimal: Minimal, origin: Pair, tiles: int) -> Array:
     """The gradient to the weights of a correlation of stride 1, (3, 3, C, O).
 
     Args:
@@ -36,11 +41,11 @@ def grad_weight(x: Array, g: Array, minimal: Minimal, origin: Pair) -> Array:
         g: the gradient of the output, (N, Ho, Wo, O).
         minimal: the algorithm.
         origin: the pixel of the image that the first window starts at; negative within the padding.
+        tiles: how many are added up at once, about.
     """
     x, g = np.ascontiguousarray(x), np.ascontiguousarray(g)
     channels, outputs, m, t = x.shape[3], g.shape[3], minimal.outputs, minimal.size
-    tiles = BLOCK_BYTES // (t * t * max(channels + outputs, 1) * x.itemsize)
-    pieces = split(blocks_of(len(x), g.shape[1:3], m, max(tiles, 1)))
+    pieces = split(blocks_of(len(x), g.shape[1:3], m, tiles))
     totals = scratch("winograd_gradient.totals", (max(len(pieces), 1), t * t, channels, outputs), x.dtype)
     if not pieces:
         totals[...] = 0
@@ -69,19 +74,21 @@ def _add_products(row_x: Array, row_g: Array, total: Array, *, first: bool) -> N
     """Add the sums over tiles of products of (t, tiles, C) and (t, tiles, O) to `total`, or write the first ones."""
     if first:
         np.matmul(row_x.swapaxes(1, 2), row_g, out=total)
-    elif blas.available():
+    elif total.nbytes > CACHED_BYTES and blas.available():
         for a, b, c in zip(row_x, row_g, total, strict=True):
             blas.multiply(a.T, b, c, beta=1)
     else:
-        total += row_x.swapaxes(1, 2) @ row_g
+        products = scratch("winograd_gradient.products", total.shape, total.dtype)
+        total += np.matmul(row_x.swapaxes(1, 2), row_g, out=products)
 
 
-def roundings(images: int, size: Sequence[int], minimal: Minimal) -> int:
-    """How often a number is rounded on its way into the gradient, at most.
+def error(minimal: Minimal, tiles: int) -> float:
+    """The derived error from so many tiles, in units of the sum of absolute products, if all are equally large.
 
-    Of a row of B or A at most four numbers aren't 0, and all are integers: four roundings in each of two directions,
-    for the image and for the gradient, 16 together. The products and their sum are one for each tile. A row of the
-    Kronecker square of G has t · t numbers, rounded themselves: one rounding more than products.
+    With K = tiles + 4 t + t² + 1 roundings on the way of a number (:mod:`refnet.testing.winograd`) it is K u times how
+    much absolute values grow: the largest entry of :math:`|G|^T (|B|^T 1 \\odot |A| 1)`, divided by the m outputs of a
+    tile, and squared for the two axes.
     """
-    tiles = sum(block.tiles for block in blocks_of(images, (size[0], size[1]), minimal.outputs, 1))
-    return 16 + tiles + minimal.size**2 + 1
+    ones = abs(minimal.data).sum(axis=1) * abs(minimal.result).sum(axis=0)
+    growth = float((abs(minimal.taps).T @ ones).max()) / minimal.outputs
+    return (tiles + 4 * minimal.size + minimal.size**2 + 1) * growth**2 * 2.0**-24

@@ -16,7 +16,7 @@ from refnet.testing.calls import Call, Kind, Values
 from refnet.testing.contract import Adjoint, Contract
 from refnet.testing.strategies.drawing import Draw, kinds
 from refnet.testing.strategies.geometry import Convolution, convolutions
-from refnet.testing.winograd import or_plain
+from refnet.testing.winograd import of_grad_input, of_grad_weight, or_plain
 
 
 def _call(name: str, case: Convolution, kind: Kind) -> Call:
@@ -160,16 +160,18 @@ CONTRACTS = (
         operation=conv2d_grad_input,
         inputs=_calls("conv2d_grad_input"),
         edges=_edges("conv2d_grad_input"),
-        bound=sums(lambda call: math.prod(call["w"].shape[:2]) * call["w"].shape[3] // call["groups"]),
-        why="a sum over kh kw taps of O / groups outputs, at most",
+        bound=or_plain(
+            sums(lambda call: math.prod(call["w"].shape[:2]) * call["w"].shape[3] // call["groups"]), of_grad_input
+        ),
+        why="a sum over kh kw taps of O / groups outputs, at most, or Winograd's",
         adjoints=(Adjoint(of="grad_output", transposed=lambda u, call: _forward(u, call["w"], call)),),
     ),
     Contract(
         operation=conv2d_grad_weight,
         inputs=_calls("conv2d_grad_weight"),
         edges=_edges("conv2d_grad_weight"),
-        bound=sums(lambda call: call["grad_output"][..., 0].size),
-        why="a sum over N Ho Wo pixels of the output",
+        bound=or_plain(sums(lambda call: call["grad_output"][..., 0].size), of_grad_weight),
+        why="a sum over N Ho Wo pixels of the output, or Winograd's over their tiles",
         adjoints=(Adjoint(of="grad_output", transposed=lambda u, call: _forward(call["x"], u, call)),),
     ),
 )
