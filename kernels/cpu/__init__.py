@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cpu import conv, dense, nms, roi
+from refnet.kernels.cpu import conv, dense, nms, resize, roi
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "affine_forward": dense.affine_forward,
@@ -25,7 +25,12 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "nms": nms.nms,
     "relu_forward": dense.relu_forward,
     "relu_grad": dense.relu_grad,
+    "resize_bilinear_forward": resize.resize_bilinear_forward,
+    "resize_bilinear_grad": resize.resize_bilinear_grad,
+    "resize_nearest_forward": resize.resize_nearest_forward,
+    "resize_nearest_grad": resize.resize_nearest_grad,
     "roi_align_forward": roi.roi_align_forward,
     "roi_align_grad_boxes": roi.roi_align_grad_boxes,
     "roi_align_grad_features": roi.roi_align_grad_features,
+    "upsample_add_forward": resize.upsample_add_forward,
 }

@@ -95,16 +95,17 @@ def paste_masks(
     cells = masks.shape[1]
     if config.paste == "soft":
         masks = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
-    for index, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
+        center, half = (boxes[:, :2] + boxes[:, 2:]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * 0.5 * ((cells + 2) / cells)
+        corners = np.trunc(np.concatenate([center - half, center + half], axis=1))
+    else:
+        corners = np.round(boxes)
+    for index, (mask, (x1, y1, x2, y2)) in enumerate(zip(masks, corners.astype(np.int64).tolist(), strict=True)):
         if config.paste == "soft":
-            center, half = (box[:2] + box[2:]) * 0.5, (box[2:] - box[:2]) * 0.5 * ((cells + 2) / cells)
-            x1, y1, x2, y2 = (int(v) for v in np.concatenate([center - half, center + half]))
             values = _resize(mask, max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1))
-        else:
-            x1, y1, x2, y2 = (int(v) for v in np.round(box))
-            if x2 <= x1 or y2 <= y1:
-                continue
+        elif x2 > x1 and y2 > y1:
             values = resize_bounded(mask, (y2 - y1, x2 - x1))
+        else:
+            continue
         top, left = max(y1, 0), max(x1, 0)
         part = values[top - y1 : max(height - y1, 0), left - x1 : max(width - x1, 0)]  # none of a box outside
         target = pasted[index, top : top + part.shape[0], left : left + part.shape[1]]
@@ -134,11 +135,12 @@ def decode_keypoints(
     for index, (small, size) in enumerate(zip(maps, sizes, strict=True)):
         width, height = (int(v) for v in np.ceil(size))
         with no_grad():
-            large = resize_bicubic(Tensor(small[None]), (height, width)).data.reshape(height * width, -1)
-        best = large.argmax(axis=0)  # K
+            maps_of_one = Tensor(small.transpose(2, 0, 1)[..., None])  # K S S 1
+            large = resize_bicubic(maps_of_one, (height, width)).data.reshape(-1, height * width)  # K h·w
+        best = large.argmax(axis=1)  # K
         pixels = np.stack([best % width, best // width], axis=1)  # K 2
         points[index, :, :2] = (pixels + 0.5) * (size / (width, height)) + boxes[index, :2]
-        scores[index] = large.max(axis=0)
+        scores[index] = large.max(axis=1)
     if config.scores == "probability":
         with np.errstate(over="ignore"):  # a map that is far above its own maximum leaves a probability of 0
             scores = 1 / np.exp(maps - scores[:, None, None]).sum(axis=(1, 2))

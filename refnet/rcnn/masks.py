@@ -63,9 +63,9 @@ def resize_bounded(image: Shaped[Array, "H W *C"], size: Size) -> Float[Array, "
     ringed = np.pad(image.astype(np.float64), ((1, 1), (1, 1), *((0, 0),) * len(trailing)))
     resized = np.zeros((*size, *image.shape[2:]))
     for a in (0, 1):
+        lines = ringed[rows + a] * row_weights[a].reshape(-1, 1, *trailing)  # h W+2 *C
         for b in (0, 1):
-            taps = ringed[rows + a][:, columns + b]
-            resized += taps * row_weights[a].reshape(-1, 1, *trailing) * column_weights[b].reshape(-1, *trailing)
+            resized += lines.take(columns + b, axis=1) * column_weights[b].reshape(-1, *trailing)
     bounded: Array = resized.clip(image.min(), image.max())
     return bounded.astype(image.dtype) if image.dtype.kind == "f" else bounded
 
