@@ -40,10 +40,11 @@ def _resample(
 ) -> Float[Array, "N P Q C"]:
     """Rows first; of one channel, every image is one product for the columns too, instead of one for each row."""
     n, h, w, c = x.shape
-    resized: Array = rows @ x.reshape(n, h, w * c)  # N P W·C
+    y: Array = rows @ x.reshape(n, h, w * c)  # N P W·C
     if c == 1:
-        return (resized @ columns.T)[..., None]
-    y: Array = columns @ resized.reshape(n, len(rows), w, c)  # N P Q C
+        y = (y @ columns.T)[..., None]
+    else:
+        y = columns @ y.reshape(n, len(rows), w, c)  # N P Q C
     return y
 
 
