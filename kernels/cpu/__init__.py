@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cpu import conv, dense, nms, resize, roi
+from refnet.kernels.cpu import conv, dense, nms, pooling, resize, roi
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "affine_forward": dense.affine_forward,
@@ -20,8 +20,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "crop_and_resize_forward": roi.crop_and_resize_forward,
     "crop_and_resize_grad_boxes": roi.crop_and_resize_grad_boxes,
     "crop_and_resize_grad_images": roi.crop_and_resize_grad_images,
-    "max_pool2d_forward": dense.max_pool2d_forward,
-    "max_pool2d_grad": dense.max_pool2d_grad,
+    "max_pool2d_forward": pooling.max_pool2d_forward,
+    "max_pool2d_grad": pooling.max_pool2d_grad,
     "nms": nms.nms,
     "relu_forward": dense.relu_forward,
     "relu_grad": dense.relu_grad,

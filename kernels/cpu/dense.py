@@ -7,8 +7,6 @@ rows and zeros are repeated into a block once. A sum over rows is fastest as a p
 irregular mask is slow, to multiply by it isn't. Blocks are shared among threads.
 """
 
-import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -16,8 +14,6 @@ import numpy as np
 
 from refnet.arrays import Array
 from refnet.kernels.cpu.threads import split, spread
-from refnet.ops import pooling
-from refnet.ops.conv2d import Padding, Pair
 
 R = TypeVar("R")
 
@@ -171,79 +167,6 @@ def _sums_with(grad_output: Array, x: Array, centre: Array) -> tuple[Array, Arra
 
     first, second = _total(_by_blocks(work, len(rows), len(centres)))
     return first, second
-
-
-def max_pool2d_forward(x: Array, *, kernel_size: Pair, stride: Pair, padding: Padding) -> tuple[Array, Array]:
-    """See :func:`refnet.ops.max_pool2d_forward`. Tap by tap over the pixels that lie inside: nothing is padded."""
-    size = tuple(
-        (extent + sum(pads) - k) // s + 1
-        for extent, k, s, pads in zip(x.shape[1:3], kernel_size, stride, padding, strict=True)
-    )
-    y = np.full((len(x), *size, x.shape[3]), -np.inf, x.dtype)
-    place = np.empty(y.shape, np.int32)
-    taps = _taps(x.shape[1:3], size, kernel_size, stride, padding)
-    narrow = np.uint8 if math.prod(kernel_size) < 256 else np.uint32  # a quarter of the memory, where it's enough
-    nowhere = narrow(np.iinfo(narrow).max)
-
-    def work(images: Sequence[int]) -> None:
-        first = np.empty(y.shape[1:], narrow)
-        for image in images:
-            for _, outputs, inputs in taps:
-                part = y[image][outputs]
-                np.maximum(part, x[image][inputs], out=part)
-            first.fill(nowhere)
-            for tap, outputs, inputs in taps:
-                here = (x[image][inputs] == y[image][outputs]).view(np.uint8).astype(narrow, copy=False)
-                here -= narrow(1)  # 0 where the tap holds the maximum, else all bits set
-                here |= narrow(tap)
-                np.minimum(first[outputs], here, out=first[outputs])
-            if (first == nowhere).any():  # a NaN equals nothing
-                alone = x[image : image + 1]
-                _, place[image : image + 1] = pooling.max_pool2d_forward.specification(
-                    alone, kernel_size=kernel_size, stride=stride, padding=padding
-                )
-            else:
-                place[image] = first
-
-    spread(work, split(range(len(x))))
-    return y, place
-
-
-def max_pool2d_grad(
-    grad_output: Array, place: Array, *, input_size: Pair, kernel_size: Pair, stride: Pair, padding: Padding
-) -> Array:
-    """See :func:`refnet.ops.max_pool2d_grad`. Tap by tap over the pixels that lie inside."""
-    grad = np.zeros((len(place), *input_size, place.shape[3]), grad_output.dtype)
-    taps = _taps(input_size, place.shape[1:3], kernel_size, stride, padding)
-    narrow = np.uint8 if math.prod(kernel_size) <= 256 else np.int32
-
-    def work(images: Sequence[int]) -> None:
-        for image in images:
-            where = place[image].astype(narrow)
-            for tap, outputs, inputs in taps:
-                grad[image][inputs] += grad_output[image][outputs] * (where[outputs] == narrow(tap))
-
-    spread(work, split(range(len(place))))
-    return grad
-
-
-def _taps(
-    input_size: Sequence[int], output_size: Sequence[int], kernel_size: Pair, stride: Pair, padding: Padding
-) -> list[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
-    """Each tap's number a · kw + b, the outputs whose windows hold an image's pixel there, and these pixels."""
-    axes = []
-    for extent, count, k, s, (before, _) in zip(input_size, output_size, kernel_size, stride, padding, strict=True):
-        along = []
-        for tap in range(k):
-            low, high = max(0, -((tap - before) // s)), min(count, (extent - 1 + before - tap) // s + 1)
-            start = low * s + tap - before
-            if low < high:
-                along.append((tap, slice(low, high), slice(start, start + (high - low - 1) * s + 1, s)))
-        axes.append(along)
-    return [
-        (a * kernel_size[1] + b, (rows, columns), (input_rows, input_columns))
-        for (a, rows, input_rows), (b, columns, input_columns) in itertools.product(*axes)
-    ]
 
 
 def _by_blocks(work: Callable[[Sequence[slice]], R], length: int, step: int) -> list[R]:

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import array_shapes
 
 from refnet import ops
 from refnet.kernels.cpu import KERNELS, dense
-from refnet.testing.strategies.geometry import Pooling, poolings, seeds
+from refnet.testing.strategies.geometry import seeds
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 dtypes = st.sampled_from([np.float32, np.float64])
@@ -190,42 +190,3 @@ def test_the_same_inputs_give_the_same_bits(thread_count):
         assert_equal(both("batch_norm_forward", 1 << 10, x, ones, ones, epsilon=0)[0], first[0])
         again = both("batch_norm_grad", 1 << 10, g, x, ones, *first[0][1:], epsilon=0.1)[0]
         assert_equal(again, first[1])
-
-
-# pooling
-
-
-@given(case=poolings(), dtype=dtypes, ties=st.booleans())
-@same_threads
-def test_max_pool(thread_count, case: Pooling, dtype: type, ties: bool):
-    rng = case.rng
-    x = rng.integers(-2, 3, case.x_shape) if ties else rng.standard_normal(case.x_shape)
-    x = x.astype(dtype)
-    actual, expected = both("max_pool2d_forward", 1, x, **case.parameters)
-    assert_equal(actual, expected)
-    g = rng.standard_normal(expected[0].shape).astype(dtype)
-    assert_equal(*both("max_pool2d_grad", 1, g, expected[1], input_size=x.shape[1:3], **case.parameters))
-
-
-@pytest.mark.parametrize("size", [15, 16, 17])
-def test_max_pool_of_windows_that_outgrow_a_byte(thread_count, size):
-    x = np.random.default_rng(0).integers(0, 9, (2, size, size, 2)).astype(np.float32)
-    x[:, -1, -1] = 9
-    parameters = {"kernel_size": (size, size), "stride": (1, 1), "padding": ((0, 0), (0, 0))}
-    actual, expected = both("max_pool2d_forward", 1, x, **parameters)
-    assert_equal(actual, expected)
-    assert_equal(*both("max_pool2d_grad", 1, actual[0], actual[1], input_size=(size, size), **parameters))
-
-
-def test_max_pool_of_nan(thread_count):
-    x = np.arange(2 * 36.0).reshape(2, 6, 6, 1)
-    x[1, 2, 3] = np.nan
-    parameters = {"kernel_size": (3, 3), "stride": (2, 2), "padding": ((1, 1), (1, 1))}
-    assert_equal(*both("max_pool2d_forward", 1, x, **parameters))
-
-
-def test_max_pool_of_an_empty_batch(thread_count):
-    parameters = {"kernel_size": (2, 2), "stride": (2, 2), "padding": ((0, 0), (0, 0))}
-    actual, expected = both("max_pool2d_forward", 1, np.ones((0, 4, 4, 3)), **parameters)
-    assert_equal(actual, expected)
-    assert_equal(*both("max_pool2d_grad", 1, *actual, input_size=(4, 4), **parameters))
