@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cpu import conv, dense, nms, pooling, resize, roi
+from refnet.kernels.cpu import conv, dense, nms, pooling, resize, roi, updates
 
 KERNELS: dict[str, Callable[..., Any]] = {
+    "adamw_update": updates.adamw_update,
     "affine_forward": dense.affine_forward,
     "affine_grad_input": dense.affine_grad_input,
     "affine_grad_parameters": dense.affine_grad_parameters,
@@ -32,5 +33,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "roi_align_forward": roi.roi_align_forward,
     "roi_align_grad_boxes": roi.roi_align_grad_boxes,
     "roi_align_grad_features": roi.roi_align_grad_features,
+    "sgd_update": updates.sgd_update,
+    "sums_of_squares": updates.sums_of_squares,
     "upsample_add_forward": resize.upsample_add_forward,
 }

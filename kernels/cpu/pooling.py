@@ -141,5 +141,5 @@ def _hull(pixels: Iterable[slice]) -> slice:
 
 def _rows_at_once(result: Array) -> int:
     """How many rows of an image make a block."""
-    columns, channels = result.shape[2:]
-    return max(1, BLOCK // max(columns * channels, 1))
+    rows: int = BLOCK // max(result.shape[2] * result.shape[3], 1)
+    return max(rows, 1)
