@@ -10,6 +10,7 @@ The host runs ahead of a GPU. It waits only when it must know a value (:func:`to
 
 import sys
 from collections.abc import Iterable
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, no_type_check
 
 import numpy as np
@@ -110,6 +111,15 @@ def together_to_host(*arrays: Any) -> tuple[Any, ...]:
         return arrays
     fetched = iter(Download(*(array for array in arrays if array is not None)).wait())
     return tuple(None if array is None else next(fetched) for array in arrays)
+
+
+def records_to_host(*records: Any) -> tuple[Any, ...]:
+    """Records (dataclasses) of arrays of one device with NumPy arrays, for all of which the host waits once."""
+    names = [[field.name for field in fields(record)] for record in records]
+    arrays = iter(together_to_host(*(getattr(r, name) for r, own in zip(records, names, strict=True) for name in own)))
+    return tuple(
+        replace(record, **{name: next(arrays) for name in own}) for record, own in zip(records, names, strict=True)
+    )
 
 
 def on_device_of(array: Any, reference: Any) -> Array:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cpu import conv, dense, nms, pooling, resize, roi, updates
+from refnet.kernels.cpu import conv, dense, matching, nms, pooling, resize, roi, updates
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "adamw_update": updates.adamw_update,
@@ -21,6 +21,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "crop_and_resize_forward": roi.crop_and_resize_forward,
     "crop_and_resize_grad_boxes": roi.crop_and_resize_grad_boxes,
     "crop_and_resize_grad_images": roi.crop_and_resize_grad_images,
+    "match_boxes": matching.match_boxes,
     "max_pool2d_forward": pooling.max_pool2d_forward,
     "max_pool2d_grad": pooling.max_pool2d_grad,
     "nms": nms.nms,

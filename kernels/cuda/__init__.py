@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cuda import conv2d, dense, losses, nms, pooling, resize, roi, roi_pool, updates
+from refnet.kernels.cuda import conv2d, dense, losses, matching, nms, pooling, resize, roi, roi_pool, updates
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "adamw_update": updates.adamw_update,
@@ -24,6 +24,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "crop_and_resize_grad_images": roi.crop_and_resize_grad_images,
     "cross_entropy_forward": losses.cross_entropy_forward,
     "frozen_batch_norm_affine": dense.frozen_batch_norm_affine,
+    "match_boxes": matching.match_boxes,
     "max_pool2d_forward": pooling.max_pool2d_forward,
     "max_pool2d_grad": pooling.max_pool2d_grad,
     "move_running_statistics": dense.move_running_statistics,

@@ -154,8 +154,8 @@ RULES = (
     ),
     Rule(
         why="a box that many boxes are compared with is one read of shared memory",
-        source=r"nms\.cu",
-        kernel=r"nms_overlaps<.*",
+        source=r"(nms|matching)\.cu",
+        kernel=r"(nms_overlaps|best_objects)<.*",
         requires=(r"LDS(\.U)?\.128.*",),
     ),
 )

@@ -44,8 +44,10 @@ def attach_box_targets(
     deltas = reshape(concatenate(rpn.deltas, axis=1), (-1, 4))[image * len(anchors) + source]
     references, goals, constants = (
         Tensor(on_device_of(array, deltas.data))
-        for array in (widen(anchors[source], extent), widen(rois.objects[proposed], extent), rois.deltas)
-    )
+        for array in (
+            widen(anchors[on_device_of(source, anchors)], extent), widen(rois.objects[proposed], extent), rois.deltas
+        )
+    )  # fmt: skip
     boxes = decode_tensor(deltas, references, config.delta_std, config.delta_clamp)
     boxes = clip_tensor(boxes, widened_window(images.borders(config.clip)[image], extent))
     targets = encode_tensor(goals, boxes, delta_std)

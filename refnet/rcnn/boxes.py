@@ -12,34 +12,12 @@ from jaxtyping import Bool, Float, Real
 from refnet.arrays import Array, on_device_of
 from refnet.autograd import Tensor, no_grad
 from refnet.ops import concatenate, exp, log, maximum, minimum
+from refnet.ops.matching import areas as areas
+from refnet.ops.matching import pairwise_intersection as pairwise_intersection
+from refnet.ops.matching import pairwise_iou as pairwise_iou
 
 Extent: TypeAlias = Literal["continuous", "inclusive", "normalized"]
 _ADDED = {"continuous": 0, "inclusive": 1, "normalized": -1}  # to the width and height of a box
-
-
-def areas(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
-    """Width times height."""
-    result: Array = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
-    return result
-
-
-def pairwise_intersection(a: Float[Array, "A 4"], b: Float[Array, "B 4"]) -> Float[Array, "A B"]:
-    """The common area of each box of `a` with each of `b`."""
-    width = np.minimum(a[:, None, 2], b[:, 2]) - np.maximum(a[:, None, 0], b[:, 0])
-    height = np.minimum(a[:, None, 3], b[:, 3]) - np.maximum(a[:, None, 1], b[:, 1])
-    common: Array = np.maximum(width, 0) * np.maximum(height, 0)
-    return common
-
-
-def pairwise_iou(a: Float[Array, "A 4"], b: Float[Array, "B 4"]) -> Float[Array, "A B"]:
-    """Intersection over union of each box of `a` with each of `b`; 0 where both are empty.
-
-    .. math:: \\mathrm{IoU}(a, b) = \\frac{|a \\cap b|}{|a| + |b| - |a \\cap b|}
-    """
-    common = pairwise_intersection(a, b)
-    union = areas(a)[:, None] + areas(b) - common
-    ratio: Array = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
-    return ratio
 
 
 def pairwise_coverage(a: Float[Array, "A 4"], crowds: Float[Array, "B 4"]) -> Float[Array, "A B"]:

@@ -88,7 +88,7 @@ def rpn_losses(rpn: RpnOutput, targets: AnchorTargets, config: LossConfig) -> tu
         class_loss = binary_cross_entropy_with_logits(logits[sampled], wanted, reduction="mean")
     else:
         class_loss = cross_entropy(logits[sampled], labels[sampled], reduction="mean")
-    goal = targets.deltas.reshape(-1, 4)[positive]
+    goal = targets.deltas.reshape(-1, 4)[on_device_of(positive, targets.deltas)]
     box_loss = smooth_l1(deltas[positive], goal, beta=config.rpn_beta, reduction="sum")
     count = len(sampled) if config.rpn_box_denominator == "sampled" else 4 * len(positive)
     return class_loss, box_loss / float(max(count, 1))

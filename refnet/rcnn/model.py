@@ -7,35 +7,39 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from refnet.arrays import Array, on_device_of, together_to_host
+from refnet.arrays import Array, namespace, on_device_of, records_to_host, together_to_host
 from refnet.autograd import Tensor, no_grad
 from refnet.errors import ArgumentError
 from refnet.nn import Module
 from refnet.nn.module import DType
 from refnet.rcnn.anchors import make_anchors
 from refnet.rcnn.attached_targets import attach_box_targets
-from refnet.rcnn.boxes import is_at_least
+from refnet.rcnn.boxes import Extent, is_at_least
 from refnet.rcnn.config import ModelConfig
 from refnet.rcnn.detections import decode_keypoints, own_masks, paste_masks, select_detections
 from refnet.rcnn.fpn import FPN
 from refnet.rcnn.heads import BoxHead, KeypointHead, MaskHead
 from refnet.rcnn.losses import Losses, add_losses, box_losses, keypoint_loss, mask_loss, rpn_losses
-from refnet.rcnn.proposals import propose
+from refnet.rcnn.proposals import propose, propose_padded
 from refnet.rcnn.resnet import ResNet
 from refnet.rcnn.roi_pool import pool_rois
 from refnet.rcnn.rpn import RPN
 from refnet.rcnn.structures import (
+    AnchorMatches,
     AnchorTargets,
     BoxOutput,
     Detections,
     GroundTruth,
     ImageBatch,
+    PaddedProposals,
     Proposals,
+    RoiMatches,
     Rois,
     RpnOutput,
     class_channel,
+    pad_proposals,
 )
-from refnet.rcnn.targets import assign_anchors, sample_rois
+from refnet.rcnn.targets import assign_anchors, match_anchors, match_rois, object_masks, sample_rois
 from refnet.rcnn.trace import NO_TRACE, Trace
 from refnet.rcnn.transform import (
     prepare_images,
@@ -89,9 +93,10 @@ class MaskRCNN(Module):
         return prepare_images(images, self.config.input, self.dtype, rng=rng)
 
     def anchors(self, pyramid: Sequence[Tensor], images: ImageBatch) -> list[Float[Array, "_ 4"]]:
-        """The anchors of each level."""
+        """The anchors of each level, where the pyramid is."""
         shapes = [(p.shape[1], p.shape[2]) for p in pyramid]
-        return make_anchors(shapes, images.size, self.config.anchors, self.dtype)
+        levels = make_anchors(shapes, images.size, self.config.anchors, self.dtype)
+        return [on_device_of(level, p.data) for level, p in zip(levels, pyramid, strict=True)]
 
     def _input(self, images: ImageBatch) -> Float[Tensor, "N H W C"]:
         """The pixels where the weights live."""
@@ -110,8 +115,9 @@ class MaskRCNN(Module):
 
         Batch norms, where the config has any, use the batch's statistics and move their running ones.
 
-        On a device all that carries gradients lives there. Anchors, targets and samples are drawn on the host, so they
-        are those that a CPU would draw; it waits once, for the proposals.
+        On a device all that carries gradients lives there, and anchors, proposals and objects are matched there. Which
+        anchors and regions take part is drawn on the host, so they are those that a CPU would draw; for what it needs
+        to know for that it waits once.
 
         Args:
             images: (H, W, C) each, values 0 to 255.
@@ -135,14 +141,18 @@ class MaskRCNN(Module):
         pyramid = see("fpn", self.fpn(features, training=True))
         rpn = see("rpn", self.rpn(pyramid))
         anchors = see("anchors", self.anchors(pyramid, batch))
-        anchor_targets = see("anchor_targets", label_anchors(anchors, truth, batch, config, rng))
-        proposed = (
-            find_proposals(rpn, anchors, batch, config, training=True)
+        padded = (
+            propose_padded(rpn, anchors, batch, config.rpn, training=True, extent=config.box_extent)
             if proposals is None
-            else prepare_proposals(proposals, batch, self.dtype)
+            else pad_proposals(prepare_proposals(proposals, batch, self.dtype), like=anchors[0])
         )
-        see("proposals", proposed)
-        rois = see("rois", choose_rois(proposed, truth, rpn, anchors, batch, config, rng))
+        matches = match(anchors, padded, truth, batch, config)
+        masks = object_masks(truth, batch.size, config.roi_targets, anchors[0]) if self.mask_head is not None else None
+        padded, anchor_matches, roi_matches = records_to_host(padded, *matches)  # here the host waits for a device
+        anchor_targets = label_anchors(anchors, truth, batch, config, rng, anchor_matches)
+        see("anchor_targets", anchor_targets)
+        proposed = see("proposals", padded.of_images())
+        rois = see("rois", choose_rois(proposed, truth, rpn, anchors, batch, config, rng, roi_matches, masks))
         pooled = see("box_pool", pool_rois(pyramid, rois.boxes, rois.images, batch.size, config.box_pool))
         output = see("box_head", self.box_head(pooled, training=True))
         box = box_losses(output, rois, config.losses, config.box_head)
@@ -225,17 +235,41 @@ class MaskRCNN(Module):
         return see("mask_head.logits", self.mask_head(pooled, training=training))
 
 
+def match(
+    anchors: Sequence[Float[Array, "_ 4"]],
+    proposals: PaddedProposals,
+    truth: Sequence[GroundTruth],
+    batch: ImageBatch,
+    config: ModelConfig,
+) -> tuple[AnchorMatches, RoiMatches]:
+    """The objects that the anchors of all levels, and the proposals, belong to, where these are."""
+    return (
+        match_anchors(_joined(anchors), truth, batch, config.anchor_targets, _anchor_extent(config)),
+        match_rois(proposals.boxes, truth, config.roi_targets, config.box_extent),
+    )
+
+
+def _joined(levels: Sequence[Float[Array, "_ 4"]]) -> Float[Array, "A 4"]:
+    joined: Array = namespace(*levels).concatenate(levels)
+    return joined
+
+
+def _anchor_extent(config: ModelConfig) -> Extent:
+    return "inclusive" if config.box_extent == "inclusive" else "continuous"
+
+
 def label_anchors(
     anchors: Sequence[Float[Array, "_ 4"]],
     truth: Sequence[GroundTruth],
     batch: ImageBatch,
     config: ModelConfig,
     rng: np.random.Generator,
+    matches: AnchorMatches | None = None,
 ) -> AnchorTargets:
     """What the RPN should say of the anchors of all levels."""
     return assign_anchors(
-        np.concatenate(anchors), truth, batch, config.anchor_targets, config.rpn.delta_std, rng,
-        extent="inclusive" if config.box_extent == "inclusive" else "continuous",
+        _joined(anchors), truth, batch, config.anchor_targets, config.rpn.delta_std, rng,
+        extent=_anchor_extent(config), matches=matches,
     )  # fmt: skip
 
 
@@ -254,6 +288,8 @@ def choose_rois(
     batch: ImageBatch,
     config: ModelConfig,
     rng: np.random.Generator,
+    matches: RoiMatches | None = None,
+    masks: Float[Array, "G _ _ 1"] | None = None,
 ) -> Rois:
     """The regions that train the heads, and what these should say of them."""
     mask_size = 2 * config.mask_pool.size if config.mask_head.enabled else None
@@ -262,11 +298,12 @@ def choose_rois(
         keypoint_maps = config.keypoint_head.num_keypoints, KeypointHead.UPSCALE * config.keypoint_pool.size
     std, extent = config.box_head.delta_std, config.box_extent
     rois = sample_rois(
-        proposals, truth, batch, config.roi_targets, std, mask_size, rng, keypoint_maps=keypoint_maps, extent=extent
-    )
+        proposals, truth, batch, config.roi_targets, std, mask_size, rng,
+        keypoint_maps=keypoint_maps, extent=extent, matches=matches, masks=masks,
+    )  # fmt: skip
     if config.roi_targets.detach:
         return rois
-    return attach_box_targets(rois, rpn, np.concatenate(anchors), batch, config.rpn, std, extent=extent)
+    return attach_box_targets(rois, rpn, _joined(anchors), batch, config.rpn, std, extent=extent)
 
 
 def find_objects(

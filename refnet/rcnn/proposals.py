@@ -6,14 +6,13 @@ zeros. All images so have as many, and a device does its part without the host, 
 
 from collections.abc import Sequence
 
-import numpy as np
 from jaxtyping import Float, Int
 
-from refnet.arrays import Array, namespace, on_device_of, together_to_host
+from refnet.arrays import Array, namespace, on_device_of, records_to_host
 from refnet.ops import batched_nms_padded
 from refnet.rcnn.boxes import Extent, clip_widened, decode, is_at_least, narrow, widen
 from refnet.rcnn.config import RpnConfig
-from refnet.rcnn.structures import ImageBatch, Proposals, RpnOutput
+from refnet.rcnn.structures import ImageBatch, PaddedProposals, Proposals, RpnOutput
 
 
 def propose(
@@ -32,13 +31,8 @@ def propose(
     padding "zeros" a test image always has ``post_nms_test``.
     """
     padded = propose_padded(rpn, anchors, images, config, training=training, extent=extent)
-    boxes, scores, sources, counts = together_to_host(*padded)
-    if config.padding == "zeros" and not training:  # in training they would be taken off again
-        counts = np.full_like(counts, boxes.shape[1])
-    return [
-        Proposals(boxes=boxes[index, :count], scores=scores[index, :count], sources=sources[index, :count])
-        for index, count in enumerate(counts.tolist())
-    ]
+    found: PaddedProposals = records_to_host(padded)[0]
+    return found.of_images()
 
 
 def propose_padded(
@@ -49,18 +43,16 @@ def propose_padded(
     *,
     training: bool,
     extent: Extent = "continuous",
-) -> tuple[Float[Array, "N R 4"], Float[Array, "N R"], Int[Array, "N R"], Int[Array, " N"]]:
-    """The boxes, scores and sources of ``post_nms`` proposals of each image, and how many are there.
-
-    Behind those, boxes and scores are 0 and sources -1. All live where the RPN's output does.
-    """
+) -> PaddedProposals:
+    """:func:`propose` without waiting for a device: ``post_nms`` proposals of each image, and how many are there."""
     before = config.pre_nms_train if training else config.pre_nms_test
     after = config.post_nms_train if training else config.post_nms_test
     logits = [level.data for level in rpn.objectness_logits]
     deltas = [level.data for level in rpn.deltas]
     xp = namespace(*logits)
+    anchors = [on_device_of(own, logits[0]) for own in anchors]
     if config.scope == "global":
-        joined = xp.concatenate(logits, axis=1), xp.concatenate(deltas, axis=1), np.concatenate(anchors)
+        joined = xp.concatenate(logits, axis=1), xp.concatenate(deltas, axis=1), xp.concatenate(anchors)
         logits, deltas, anchors = [joined[0]], [joined[1]], [joined[2]]
 
     offsets, references, candidates, levels, sources = [], [], [], [], []
@@ -69,7 +61,7 @@ def propose_padded(
         # by logit: where the probability saturates, it no longer tells the better from the good
         best = best_first(_margin(logit), before)  # N B
         offsets.append(xp.take_along_axis(delta, best[..., None], axis=1))
-        references.append(on_device_of(own, logit)[best])
+        references.append(own[best])
         candidates.append(xp.take_along_axis(logit, best[..., None], axis=1))
         levels.append(xp.full(best.shape, level))
         sources.append(start + best)
@@ -89,7 +81,9 @@ def propose_padded(
     box = xp.where(there[..., None], xp.take_along_axis(box, row[..., None], axis=1), 0)
     score = xp.where(there, xp.take_along_axis(score, row, axis=1), 0)
     source = xp.where(there, xp.take_along_axis(source, row, axis=1), -1)
-    return narrow(box, extent), score, source, count
+    if config.padding == "zeros" and not training:  # in training they would be taken off again
+        count = xp.full_like(count, after)
+    return PaddedProposals(boxes=narrow(box, extent), scores=score, sources=source, counts=count)
 
 
 def objectness_scores(logits: Float[Array, "*A _"]) -> Float[Array, "*A"]:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
-from refnet.arrays import Array
+from refnet.arrays import Array, on_device_of
 from refnet.autograd import Tensor
 from refnet.errors import DataError
 from refnet.ops import reshape
@@ -81,6 +81,11 @@ class GroundTruth:
             active_classes=self.active_classes,
             keypoints=None if self.keypoints is None else self.keypoints[which],
         )
+
+    @property
+    def objects(self) -> "GroundTruth":
+        """The entries that stand for one object each; crowds don't."""
+        return self.select(~self.crowd) if self.crowd.any() else self
 
     @staticmethod
     def empty(height: int, width: int, dtype: type[np.floating] = np.float32) -> "GroundTruth":
@@ -162,12 +167,79 @@ class Proposals:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PaddedProposals:
+    """The proposals of all images in arrays of one size, whatever their number; they live where the RPN's output does.
+
+    Attributes:
+        boxes: (N, R, 4), best first; behind those that there are, boxes and scores are 0 and sources -1.
+        scores, sources: (N, R), as in :class:`Proposals`.
+        counts: (N,), how many there are.
+    """
+
+    boxes: Float[Array, "N R 4"]
+    scores: Float[Array, "N R"]
+    sources: Int[Array, "N R"]
+    counts: Int[Array, " N"]
+
+    def of_images(self) -> list[Proposals]:
+        """Those of each image, when they are on the host."""
+        return [
+            Proposals(boxes=boxes[:count], scores=scores[:count], sources=sources[:count])
+            for boxes, scores, sources, count in zip(
+                self.boxes, self.scores, self.sources, self.counts.tolist(), strict=True
+            )
+        ]
+
+
+def pad_proposals(proposals: Sequence[Proposals], *, like: Array) -> PaddedProposals:
+    """Proposals of images in arrays of one size, where `like` is: the inverse of :meth:`PaddedProposals.of_images`."""
+    counts = np.array([len(entry.boxes) for entry in proposals])
+    rows = np.arange(counts.max(initial=0)) < counts[:, None]  # N R
+    sources = [np.full(len(e.boxes), -1) if e.sources is None else e.sources for e in proposals]
+    boxes = np.zeros((*rows.shape, 4), proposals[0].boxes.dtype)
+    scores, source = np.zeros(rows.shape, boxes.dtype), np.full(rows.shape, -1)
+    boxes[rows] = np.concatenate([entry.boxes for entry in proposals])
+    scores[rows], source[rows] = np.concatenate([entry.scores for entry in proposals]), np.concatenate(sources)
+    arrays = {"boxes": boxes, "scores": scores, "sources": source, "counts": counts}
+    return PaddedProposals(**{name: on_device_of(array, like) for name, array in arrays.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnchorMatches:
+    """What every anchor is, before any are sampled.
+
+    Attributes:
+        labels: (N, A), int8: 1 object, 0 background, -1 neither.
+        objects: (N, A), which of the image's objects an anchor with an object belongs to; crowds aren't counted.
+    """
+
+    labels: Int[Array, "N A"]
+    objects: Int[Array, "N A"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoiMatches:
+    """The object that each candidate for a region overlaps most: the proposals, in the rows of
+    :class:`PaddedProposals`, and behind them the true boxes of the image, if they join.
+
+    Attributes:
+        iou: (N, C), how much, 0 without objects.
+        objects: (N, C), which of the image's objects; crowds aren't counted.
+        in_crowd: (N, C), whether it overlaps a crowd too much to be background; None where nobody asks.
+    """
+
+    iou: Float[Array, "N C"]
+    objects: Int[Array, "N C"]
+    in_crowd: Bool[Array, "N C"] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnchorTargets:
     """What the RPN should have said, for the anchors of all levels in one row.
 
     Attributes:
-        labels: (N, A), 1 object, 0 background, -1 takes no part.
-        deltas: (N, A, 4), meaningful where the label is 1.
+        labels: (N, A), 1 object, 0 background, -1 takes no part; on the host.
+        deltas: (N, A, 4), meaningful where the label is 1; where the anchors are.
     """
 
     labels: Int[Array, "N A"]
@@ -185,7 +257,8 @@ class Rois:
         deltas: (R, 4), the offset to the matched object, meaningful where the class is positive. An array, unless
             :attr:`RoiTargetConfig.detach` is False.
         foreground: (F,), the positions of the regions with an object.
-        masks: (F, S, S), the mask of the matched object inside each foreground region; None without masks.
+        masks: (F, S, S), the mask of the matched object inside each foreground region, on the device, if there is one,
+            while all else is on the host; None without masks.
         objects: (F, 4), the box of the object of each foreground region.
         sources: (R,), the anchor that each region was decoded from, as in :class:`Proposals`; -1 for others.
         active_classes: (N, K + 1), as in :class:`GroundTruth`, for each image; None: all classes of all images.

@@ -1,21 +1,37 @@
 """Targets: which anchors and regions should say what (Ren et al. 2015, 3.1.2; Girshick 2015, 2.3; He et al. 2017, 3).
 
 Plain arrays throughout: no gradient flows through an assignment.
+
+On a device, overlaps are compared there (:func:`match_anchors`, :func:`match_rois`) and masks are sampled there
+(:func:`mask_targets`). Which anchors and regions take part is drawn on the host, by the generator that a CPU would use,
+so equal seeds draw the same; and what then concerns the few hundred that were drawn, and isn't there already, is
+computed on the host too, which takes less than asking the device for it.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
-from refnet.arrays import Array
-from refnet.ops import crop_and_resize_forward, roi_align_forward
+from refnet.arrays import Array, namespace, on_device_of
+from refnet.ops import crop_and_resize_forward, match_boxes, roi_align_forward
 from refnet.ops.conv2d import Pair, as_pair
-from refnet.rcnn.boxes import Extent, encode, narrow, pairwise_iou, to_normalized, widen
+from refnet.rcnn.boxes import Extent, encode, narrow, to_normalized, widen
 from refnet.rcnn.config import AnchorTargetConfig, RoiTargetConfig
 from refnet.rcnn.masks import minimize_masks
-from refnet.rcnn.structures import BACKGROUND, IGNORE, AnchorTargets, GroundTruth, ImageBatch, Proposals, Rois
+from refnet.rcnn.structures import (
+    BACKGROUND,
+    IGNORE,
+    AnchorMatches,
+    AnchorTargets,
+    GroundTruth,
+    ImageBatch,
+    Proposals,
+    RoiMatches,
+    Rois,
+    pad_proposals,
+)
 
 Four = tuple[float, float, float, float]
 
@@ -29,67 +45,64 @@ def assign_anchors(
     rng: np.random.Generator,
     *,
     extent: Extent = "continuous",
+    matches: AnchorMatches | None = None,
 ) -> AnchorTargets:
     """Label every anchor of every image, and sample those that take part in the loss.
+
+    `matches` is what :func:`match_anchors` found, on the host; None: it is asked here.
+    """
+    if matches is None:
+        matches = match_anchors(anchors, truth, images, config, extent)
+    labels = np.stack([sample_labels(row, config.batch_size, config.positive_fraction, rng) for row in matches.labels])
+    image, anchor = np.nonzero(labels == 1)
+    goal = _of_objects(_object_boxes(truth), image, matches.objects[image, anchor]).astype(anchors.dtype)
+    positive = on_device_of(image * len(anchors) + anchor, anchors)
+    deltas = namespace(anchors).zeros((labels.size, 4), anchors.dtype)
+    deltas[positive] = encode(
+        widen(on_device_of(goal, anchors), extent), widen(anchors[on_device_of(anchor, anchors)], extent), delta_std
+    )
+    return AnchorTargets(labels=labels, deltas=deltas.reshape(*labels.shape, 4))
+
+
+def match_anchors(
+    anchors: Float[Array, "A 4"],
+    truth: Sequence[GroundTruth],
+    images: ImageBatch,
+    config: AnchorTargetConfig,
+    extent: Extent = "continuous",
+) -> AnchorMatches:
+    """Before sampling: each anchor's label (1, 0, -1) and the object it belongs to, where the anchors are.
 
     An anchor is positive from ``positive_iou`` on, or if it is the best one of some object; it is background below
     ``negative_iou`` with every object; all others take no part.
 
-    Choice: with border "ignore", an anchor that crosses the border of its image (not that of the padding) takes no
-    part at all, so an object's best anchor is the best of those inside.
-    """
-    labels = np.empty((len(truth), len(anchors)), np.int64)
-    deltas = np.zeros((len(truth), len(anchors), 4), anchors.dtype)
-    for index, entry in enumerate(truth):
-        objects = entry.select(~entry.crowd)
-        label, matched = np.full(len(anchors), IGNORE), np.zeros(len(anchors), np.int64)
-        eligible: Array = np.ones(len(anchors), bool)
-        if config.border == "ignore":
-            eligible = _is_within(anchors, images.windows[index])
-        label[eligible], matched[eligible] = match_anchors(anchors[eligible], objects, config, extent)
-        if config.crowd == "avoid":
-            label[(label == BACKGROUND) & _in_crowd(anchors, entry, config.crowd_iou, extent)] = IGNORE
-        labels[index] = sample_labels(label, config.batch_size, config.positive_fraction, rng)
-        positive = np.flatnonzero(labels[index] == 1)
-        boxes = objects.boxes.astype(anchors.dtype)
-        deltas[index, positive] = encode(
-            widen(boxes[matched[positive]], extent), widen(anchors[positive], extent), delta_std
-        )
-    return AnchorTargets(labels=labels, deltas=deltas)
-
-
-def match_anchors(
-    anchors: Float[Array, "A 4"], objects: GroundTruth, config: AnchorTargetConfig, extent: Extent = "continuous"
-) -> tuple[Int[Array, " A"], Int[Array, " A"]]:
-    """Before sampling: each anchor's label (1, 0, -1) and the object it belongs to.
-
     Choice: an object's best anchor is positive even below ``positive_iou``; all that tie for best, or the first
     only. Such a forced anchor regresses to the object that *it* overlaps most, as every implementation does, or to
     the object that forced it, as the paper's text has it.
+
+    Choice: with border "ignore", an anchor that crosses the border of its image (not that of the padding) takes no
+    part at all, so an object's best anchor is the best of those inside.
     """
-    if not len(objects) or not len(anchors):
-        return np.full(len(anchors), BACKGROUND), np.zeros(len(anchors), np.int64)
-    iou = pairwise_iou(widen(objects.boxes.astype(anchors.dtype), extent), widen(anchors, extent))  # G A
-    matched, best = iou.argmax(axis=0), iou.max(axis=0)
-    labels = np.full(len(anchors), IGNORE)
-    labels[best < config.negative_iou] = BACKGROUND
-    labels[best >= config.positive_iou] = 1
-
-    if config.force_best == "ties":
-        forcing, forced = np.nonzero((iou == iou.max(axis=1, keepdims=True)) & (iou > 0))
-    else:
-        forcing, forced = np.arange(len(objects)), iou.argmax(axis=1)
-        overlapping = iou[forcing, forced] > 0
-        forcing, forced = forcing[overlapping], forced[overlapping]
-    labels[forced] = 1
+    xp, objects = namespace(anchors), _object_boxes(truth)
+    boxes = widen(anchors, extent)[None]  # 1 A 4
+    if config.border == "ignore":
+        within = _are_within(anchors, on_device_of(images.windows, anchors))  # N A
+        boxes = xp.where(within[..., None], boxes, boxes.dtype.type(np.nan))  # what isn't a number overlaps nothing
+    iou, matched, forcing = match_boxes(boxes, _side_by_side(objects, anchors, extent), force=config.force_best)
+    positive, forced = iou >= config.positive_iou, forcing >= 0
     if config.forced_match == "forcing_object":
-        weak = best[forced] < config.positive_iou
-        matched[forced[weak]] = forcing[weak]
-    return labels, matched
-
-
-def _is_within(boxes: Float[Array, "B 4"], window: Float[Array, "4"]) -> Bool[Array, " B"]:
-    return np.asarray(((boxes[:, :2] >= window[:2]) & (boxes[:, 2:] <= window[2:])).all(axis=1))
+        matched = xp.where(forced & ~positive, forcing, matched)
+    background = iou < config.negative_iou
+    empty = np.array([not len(own) for own in objects])[:, None]
+    if empty.any():
+        empty = on_device_of(empty, anchors)
+        positive, background = positive & ~empty, background | empty
+    if config.crowd == "avoid" and (in_crowd := _in_crowd(boxes, truth, config.crowd_iou, extent)) is not None:
+        background = background & ~in_crowd
+    if config.border == "ignore":
+        positive, background = positive & within, background & within
+    labels = xp.where(positive | forced, np.int8(1), xp.where(background, np.int8(BACKGROUND), np.int8(IGNORE)))
+    return AnchorMatches(labels=labels, objects=matched)
 
 
 def sample_labels(
@@ -111,13 +124,68 @@ def choose(candidates: Int[Array, " B"], count: int, rng: np.random.Generator) -
     return np.sort(rng.choice(candidates, count, replace=False))
 
 
-def _in_crowd(boxes: Array, truth: GroundTruth, threshold: float, extent: Extent) -> Bool[Array, " B"]:
-    """Which boxes overlap a crowd so much that they can't be called background."""
-    crowds = truth.boxes[truth.crowd].astype(boxes.dtype)
-    if not len(crowds):
-        return np.zeros(len(boxes), bool)
-    iou = pairwise_iou(widen(boxes, extent), widen(crowds, extent))
-    return np.asarray((iou >= threshold).any(axis=1))
+def _object_boxes(truth: Sequence[GroundTruth]) -> list[Float[Array, "_ 4"]]:
+    return [entry.boxes[~entry.crowd] for entry in truth]
+
+
+def _side_by_side(boxes: Sequence[Float[Array, "_ 4"]], like: Array, extent: Extent) -> Float[Array, "N G 4"]:
+    """Boxes of images, widened, in one array that is where `like` is, of its type; zeros, which overlap nothing, fill up."""
+    padded = np.zeros((len(boxes), max(map(len, boxes), default=0), 4), like.dtype)
+    for row, own in zip(padded, boxes, strict=True):
+        row[: len(own)] = widen(own.astype(like.dtype), extent)
+    return on_device_of(padded, like)
+
+
+def _of_objects(values: Sequence[Shaped[Array, "_ *S"]], images: Int[Array, " B"], objects: Int[Array, " B"]) -> Array:
+    """From values for the objects of each image, those for one object of one image each."""
+    joined: Array = np.concatenate(values)[_row_of(values, images, objects)]
+    return joined
+
+
+def _row_of(values: Sequence[Any], images: Int[Array, " B"], objects: Int[Array, " B"]) -> Int[Array, " B"]:
+    """Where each object lies when those of all images stand in a row."""
+    starts = np.cumsum([0, *map(len, values)])
+    return np.asarray(starts[images] + objects)
+
+
+def _are_within(boxes: Float[Array, "B 4"], windows: Float[Array, "N 4"]) -> Bool[Array, "N B"]:
+    low, high = boxes[:, :2] >= windows[:, None, :2], boxes[:, 2:] <= windows[:, None, 2:]
+    within: Array = namespace(boxes).all(low & high, axis=-1)
+    return within
+
+
+def _in_crowd(
+    boxes: Float[Array, "#N B 4"], truth: Sequence[GroundTruth], threshold: float, extent: Extent
+) -> Bool[Array, "N B"] | None:
+    """Which boxes, widened already, overlap a crowd of their image so much that they can't be called background.
+
+    None where there are no crowds.
+    """
+    crowds = [entry.boxes[entry.crowd] for entry in truth]
+    if not any(map(len, crowds)):
+        return None
+    iou, _, _ = match_boxes(boxes, _side_by_side(crowds, boxes, extent))
+    has_crowd = np.array([len(own) > 0 for own in crowds])[:, None]
+    inside: Array = (iou >= threshold) & on_device_of(has_crowd, boxes)
+    return inside
+
+
+def match_rois(
+    boxes: Float[Array, "N R 4"],
+    truth: Sequence[GroundTruth],
+    config: RoiTargetConfig,
+    extent: Extent = "continuous",
+) -> RoiMatches:
+    """Before sampling: the object that each candidate overlaps most, where the proposals `boxes` are.
+
+    Choice: the true boxes may join the proposals as candidates.
+    """
+    candidates, objects = widen(boxes, extent), _side_by_side(_object_boxes(truth), boxes, extent)
+    if config.append_ground_truth:
+        candidates = namespace(boxes).concatenate([candidates, objects], axis=1)
+    iou, matched, _ = match_boxes(candidates, objects)
+    in_crowd = _in_crowd(candidates, truth, config.crowd_iou, extent) if config.crowd == "avoid" else None
+    return RoiMatches(iou=iou, objects=matched, in_crowd=in_crowd)
 
 
 def sample_rois(
@@ -131,6 +199,8 @@ def sample_rois(
     *,
     keypoint_maps: tuple[int, int] | None = None,
     extent: Extent = "continuous",
+    matches: RoiMatches | None = None,
+    masks: Float[Array, "G _ _ 1"] | None = None,
 ) -> Rois:
     """Choose the regions that train the heads, and say what the heads should answer.
 
@@ -138,45 +208,61 @@ def sample_rois(
     background. `mask_size` is the side of the mask targets, or their height and width, None where there is no mask head;
     `keypoint_maps` says how many heat maps a region has and their side, None where there is no keypoint head.
 
-    Choice: the true boxes may join the proposals; background fills the batch up, or stands in a fixed ratio to the
-    regions with an object, and then boxes without extent may fill it up.
+    `matches` is what :func:`match_rois` found, on the host, and `masks` what :func:`object_masks` gives, which says
+    where mask targets are sampled; None: they are made here.
+
+    Choice: background fills the batch up, or stands in a fixed ratio to the regions with an object, and then boxes
+    without extent may fill it up.
     """
+    if matches is None:
+        matches = match_rois(pad_proposals(proposals, like=proposals[0].boxes).boxes, truth, config, extent)
+    objects = [entry.objects for entry in truth]
+    joining = max(map(len, objects), default=0) if config.append_ground_truth else 0
     parts = []
-    for index, (proposed, entry) in enumerate(zip(proposals, truth, strict=True)):
-        objects = entry.select(~entry.crowd)
-        candidates = proposed.boxes
+    for index, (proposed, own) in enumerate(zip(proposals, objects, strict=True)):
+        candidates, rows = proposed.boxes, np.arange(len(proposed.boxes))
+        sources = np.full(len(rows), -1) if proposed.sources is None else proposed.sources
         if config.append_ground_truth:
-            candidates = np.concatenate([candidates, objects.boxes.astype(candidates.dtype)])
-        chosen, classes, matched = _match_rois(candidates, entry, objects, config, rng, extent)
-        boxes, sources = candidates[chosen], np.full(len(candidates), -1)
-        if proposed.sources is not None:
-            sources[: len(proposed.sources)] = proposed.sources
-        foreground = np.flatnonzero(classes > 0)
-        deltas = np.zeros_like(boxes)
-        goal = objects.boxes.astype(boxes.dtype)[matched[foreground]]
-        deltas[foreground] = encode(widen(goal, extent), widen(boxes[foreground], extent), delta_std)
-        masks = None
-        if mask_size is not None:
-            masks = mask_targets(boxes[foreground], objects, matched[foreground], images.size, mask_size, config)
-        points = None
-        if keypoint_maps is not None:
-            points = keypoint_targets(boxes[foreground], objects, matched[foreground], *keypoint_maps)
-        missing = max(config.batch_size - len(boxes), 0) if config.padding == "zeros" else 0
-        padding = narrow(np.zeros((missing, 4), boxes.dtype), extent)
+            candidates = np.concatenate([candidates, own.boxes.astype(candidates.dtype)])
+            rows = np.concatenate([rows, matches.iou.shape[1] - joining + np.arange(len(own))])
+            sources = np.concatenate([sources, np.full(len(own), -1)])
+        in_crowd = None if matches.in_crowd is None else matches.in_crowd[index, rows]
+        matched = matches.objects[index, rows]
+        chosen, is_object = _draw_rois(matches.iou[index, rows], in_crowd, len(own) > 0, config, rng)
+        classes = np.zeros(len(chosen), np.int64)
+        classes[is_object] = own.classes[matched[chosen[is_object]]]
+        missing = max(config.batch_size - len(chosen), 0) if config.padding == "zeros" else 0
+        padding = narrow(np.zeros((missing, 4), candidates.dtype), extent)
         parts.append((
-            np.concatenate([boxes, padding]), np.full(len(boxes) + missing, index), np.pad(classes, (0, missing)),
-            np.pad(deltas, ((0, missing), (0, 0))), goal, np.pad(sources[chosen], (0, missing), constant_values=-1),
-            masks, points,
+            np.concatenate([candidates[chosen], padding]), np.full(len(chosen) + missing, index),
+            np.pad(classes, (0, missing)), np.pad(matched[chosen], (0, missing)),
+            np.pad(sources[chosen], (0, missing), constant_values=-1),
         ))  # fmt: skip
-    boxes, image, classes, deltas, goal, source = (np.concatenate([part[i] for part in parts]) for i in range(6))
+    boxes, image, classes, matched, source = (np.concatenate(part) for part in zip(*parts, strict=True))
+    foreground = np.flatnonzero(classes > 0)
+    own_boxes, own_images, matched = boxes[foreground], image[foreground], matched[foreground]
+    goal = _of_objects([entry.boxes for entry in objects], own_images, matched).astype(boxes.dtype)
+    deltas = np.zeros_like(boxes)
+    deltas[foreground] = encode(widen(goal, extent), widen(own_boxes, extent), delta_std)
+    values = points = None
+    if mask_size is not None:
+        if masks is None:
+            masks = object_masks(truth, images.size, config, boxes)
+        row = _row_of(objects, own_images, matched)
+        values = mask_targets(own_boxes, masks, goal, row, images.size, mask_size, config)
+    if keypoint_maps is not None:
+        points = np.concatenate([
+            keypoint_targets(own_boxes[own_images == n], entry, matched[own_images == n], *keypoint_maps)
+            for n, entry in enumerate(objects)
+        ])  # fmt: skip
     return Rois(
         boxes=boxes,
         images=image,
         classes=classes,
         deltas=deltas,
-        foreground=np.flatnonzero(classes > 0),
-        masks=None if mask_size is None else np.concatenate([part[6] for part in parts if part[6] is not None]),
-        keypoints=None if keypoint_maps is None else np.concatenate([p[7] for p in parts if p[7] is not None]),
+        foreground=foreground,
+        masks=values,
+        keypoints=points,
         objects=goal,
         sources=source,
         active_classes=_active_classes(truth),
@@ -190,23 +276,18 @@ def _active_classes(truth: Sequence[GroundTruth]) -> Bool[Array, "N K1"] | None:
     return None if known is None else np.stack([np.ones_like(known) if row is None else row for row in rows])
 
 
-def _match_rois(
-    candidates: Float[Array, "B 4"],
-    entry: GroundTruth,
-    objects: GroundTruth,
+def _draw_rois(
+    iou: Float[Array, " C"],
+    in_crowd: Bool[Array, " C"] | None,
+    has_objects: bool,
     config: RoiTargetConfig,
     rng: np.random.Generator,
-    extent: Extent,
-) -> tuple[Int[Array, " R"], Int[Array, " R"], Int[Array, " R"]]:
-    """The sampled candidates' positions, their classes and the objects they belong to."""
-    matched, best = np.zeros(len(candidates), np.int64), np.zeros(len(candidates), candidates.dtype)
-    if len(objects):
-        iou = pairwise_iou(widen(objects.boxes.astype(candidates.dtype), extent), widen(candidates, extent))
-        matched, best = iou.argmax(axis=0), iou.max(axis=0)
-    is_object = best >= config.positive_iou if len(objects) else np.zeros(len(candidates), bool)
-    is_background = ~is_object & (best >= config.negative_iou_low)
-    if config.crowd == "avoid":
-        is_background &= ~_in_crowd(candidates, entry, config.crowd_iou, extent)
+) -> tuple[Int[Array, " R"], Bool[Array, " R"]]:
+    """The positions of the sampled candidates of an image, and which of them have an object."""
+    is_object = np.asarray(np.logical_and(iou >= config.positive_iou, has_objects))
+    is_background = ~is_object & (iou >= config.negative_iou_low)
+    if in_crowd is not None:
+        is_background &= ~in_crowd
 
     positive = choose(np.flatnonzero(is_object), int(config.batch_size * config.positive_fraction), rng)
     wanted = config.batch_size - len(positive)
@@ -215,39 +296,60 @@ def _match_rois(
         wanted = int(np.float32(1.0 / config.positive_fraction) * np.float32(len(positive))) - len(positive)
     negative = choose(np.flatnonzero(is_background), wanted, rng)
     chosen = np.sort(np.concatenate([positive, negative]))
-    classes = np.zeros(len(candidates), np.int64)
-    classes[positive] = objects.classes[matched[positive]]
-    return chosen, classes[chosen], matched[chosen]
+    return chosen, is_object[chosen]
+
+
+def object_masks(
+    truth: Sequence[GroundTruth], image_size: tuple[int, int], config: RoiTargetConfig, like: Array
+) -> Float[Array, "G _ _ 1"]:
+    """The masks of the objects of all images in a row, to sample targets from, where `like` is and of its type.
+
+    Choice: they are the masks as they lie in the image, or mini-masks of the objects' own boxes, which are coarser. An
+    object without a mask (only its box is known) has an empty one: there is nothing to learn from it, and data must not
+    mix such objects with others.
+    """
+    masks = []
+    for objects in (entry.objects for entry in truth):
+        own = objects.masks
+        if own is None:
+            own = np.zeros((len(objects), *(config.mini_mask or image_size)), bool)
+        elif config.mini_mask is not None:
+            own = minimize_masks(own, objects.boxes, config.mini_mask)
+        masks.append(on_device_of(own, like))
+    joined: Array = namespace(like).concatenate(masks, dtype=like.dtype)
+    return joined[..., None]  # G H W 1
 
 
 def mask_targets(
     boxes: Float[Array, "F 4"],
-    objects: GroundTruth,
-    matched: Int[Array, " F"],
+    masks: Float[Array, "G _ _ 1"],
+    frames: Float[Array, "F 4"],
+    objects: Int[Array, " F"],
     image_size: tuple[int, int],
     size: int | Pair,
     config: RoiTargetConfig,
 ) -> Float[Array, "F S T"]:
     """The mask of each box's object, cut out by the box and resampled to `size`, a side or height and width.
 
-    Choice: the mask is sampled where it lies in the image, or from a mini-mask of its own box, which is coarser. The
-    resampled values are kept, rounded with 0.5 to 0, or 1 from 0.5 on. An object without a mask
-    (only its box is known) has none to learn from, which the data must not mix with masks.
+    `masks` are :func:`object_masks`, `objects` says which of them belongs to each box, and `frames` is the box of that
+    object, where its mini-mask lies. The targets are computed where the masks are.
+
+    Choice: the mask is sampled by ROIAlign or by crop_and_resize. The resampled values are kept, rounded with 0.5 to 0,
+    or 1 from 0.5 on.
     """
-    size = as_pair(size, "mask_targets: size")
-    if objects.masks is None or not len(boxes):
-        return np.zeros((len(boxes), *size), boxes.dtype)
-    masks = objects.masks
-    if config.mini_mask is not None:
-        masks = minimize_masks(masks, objects.boxes, config.mini_mask)
-    masks = masks[..., None].astype(boxes.dtype)  # G H W 1
-    if config.mask_sampling == "roi_align":
-        values = roi_align_forward(masks, boxes, matched, size=size, spatial_scale=1.0, sampling_ratio=0, aligned=False)
-    else:
+    size, xp = as_pair(size, "mask_targets: size"), namespace(masks)
+    if not len(boxes):
+        none: Array = xp.zeros((0, *size), masks.dtype)
+        return none
+    if config.mask_sampling == "crop_and_resize":
         boxes = to_normalized(boxes, image_size)
         if config.mini_mask is not None:
-            boxes = _relative(boxes, to_normalized(objects.boxes.astype(boxes.dtype)[matched], image_size))
-        values = crop_and_resize_forward(masks, boxes, matched, size=size, extrapolation_value=0.0)
+            boxes = _relative(boxes, to_normalized(frames, image_size))
+    regions = masks, on_device_of(boxes, masks), on_device_of(objects, masks)
+    if config.mask_sampling == "crop_and_resize":
+        values = crop_and_resize_forward(*regions, size=size, extrapolation_value=0.0)
+    else:
+        values = roi_align_forward(*regions, size=size, spatial_scale=1.0, sampling_ratio=0, aligned=False)
     return binarize(values[..., 0], config.mask_values)
 
 
@@ -260,11 +362,14 @@ def _relative(boxes: Float[Array, "F 4"], frames: Float[Array, "F 4"]) -> Float[
 
 def binarize(values: Float[Array, "*S"], rule: Literal["soft", "round", "threshold"]) -> Float[Array, "*S"]:
     """Mask values by :attr:`RoiTargetConfig.mask_values`."""
+    xp, chosen = namespace(values), values
     if rule == "soft":
-        return np.asarray(np.minimum(values, 1))  # an average of ones may exceed 1 by a rounding
-    if rule == "round":
-        return np.round(values)
-    return (values >= 0.5).astype(values.dtype)
+        chosen = xp.minimum(values, 1)  # an average of ones may exceed 1 by a rounding
+    elif rule == "round":
+        chosen = xp.rint(values)
+    else:
+        chosen = (values >= 0.5).astype(values.dtype)
+    return chosen
 
 
 def keypoint_targets(

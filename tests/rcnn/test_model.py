@@ -117,14 +117,14 @@ class TestGradient:
         model = build(vary(shrink(PRESETS[preset]()), changes))
         images, truths = scenes((48, 56), (40, 64))
         held = []
-        propose = refnet.rcnn.model.propose
+        propose = refnet.rcnn.model.propose_padded
 
         def hold(*args, **kwargs):
             if not held:
                 held.append(propose(*args, **kwargs))
             return held[0]
 
-        monkeypatch.setattr(refnet.rcnn.model, "propose", hold)
+        monkeypatch.setattr(refnet.rcnn.model, "propose_padded", hold)
         losses = train(model, images, truths)
         assert min(losses.as_dict().values()) > 0  # every loss takes part
         parameters = model.parameters()
@@ -385,14 +385,15 @@ class TestBatches:
     def test_training_and_detecting_have_proposals_of_their_own_number(self, monkeypatch):
         model = build(vary(BASE, {"rpn.post_nms_train": 2, "rpn.post_nms_test": 3}))
         counts = []
-        propose = refnet.rcnn.model.propose
+        propose = refnet.rcnn.proposals.propose_padded
 
         def count(*args, **kwargs):
             proposals = propose(*args, **kwargs)
-            counts.append(len(proposals[0].boxes))
+            counts.append(proposals.boxes.shape[1])
             return proposals
 
-        monkeypatch.setattr(refnet.rcnn.model, "propose", count)
+        for module in (refnet.rcnn.model, refnet.rcnn.proposals):
+            monkeypatch.setattr(module, "propose_padded", count)
         images, truths = scenes((48, 56))
         train(model, images, truths)
         detect(model, images)

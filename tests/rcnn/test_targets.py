@@ -18,6 +18,7 @@ from refnet.rcnn.targets import (
     keypoint_targets,
     mask_targets,
     match_anchors,
+    object_masks,
     sample_labels,
     sample_rois,
 )
@@ -40,6 +41,18 @@ def strips(*heights: float) -> np.ndarray:
 
 
 WHOLE = truth([[0, 0, 10, 10]], [2])
+
+
+def match(anchors, objects, config, extent="continuous") -> tuple[np.ndarray, np.ndarray]:
+    """The labels of the anchors of one image, and their objects."""
+    found = match_anchors(anchors, [objects], blank_images(64, 64), config, extent)
+    return found.labels[0], found.objects[0]
+
+
+def cut_masks(boxes, objects, matched, image_size, size, config) -> np.ndarray:
+    """The mask targets of boxes in one image."""
+    masks = object_masks([objects], image_size, config, boxes)
+    return mask_targets(boxes, masks, objects.boxes[matched], matched, image_size, size, config)
 
 
 class TestKeypoints:
@@ -89,25 +102,25 @@ class TestMatching:
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
     def test_thresholds_at_their_exact_value(self, dtype):
         anchors = strips(10, 7, 6.5, 3, 2.5, 0).astype(dtype)
-        labels, _ = match_anchors(anchors, WHOLE, AnchorTargetConfig())
+        labels, _ = match(anchors, WHOLE, AnchorTargetConfig())
         assert labels.tolist() == [1, 1, -1, -1, 0, 0]
 
     def test_other_thresholds(self):
         config = AnchorTargetConfig(positive_iou=0.5, negative_iou=0.5)
-        labels, _ = match_anchors(strips(10, 5, 4.9, 0), WHOLE, config)
+        labels, _ = match(strips(10, 5, 4.9, 0), WHOLE, config)
         assert labels.tolist() == [1, 1, 0, 0]
 
     @pytest.mark.convention("anchor_targets.force_best")
     @pytest.mark.parametrize(("rule", "expected"), [("ties", [0, 1, 1, 0]), ("first", [0, 1, 0, 0])])
     def test_the_best_anchor_is_positive_whatever_its_overlap(self, rule, expected):
         anchors = strips(1, 2, 2, 1)
-        labels, matched = match_anchors(anchors, WHOLE, AnchorTargetConfig(force_best=rule))
+        labels, matched = match(anchors, WHOLE, AnchorTargetConfig(force_best=rule))
         assert labels.tolist() == expected
         assert matched.tolist() == [0, 0, 0, 0]
 
     @pytest.mark.parametrize("rule", ["ties", "first"])
     def test_an_object_that_no_anchor_touches_forces_none(self, rule):
-        labels, _ = match_anchors(strips(1, 2) + 50, WHOLE, AnchorTargetConfig(force_best=rule))
+        labels, _ = match(strips(1, 2) + 50, WHOLE, AnchorTargetConfig(force_best=rule))
         assert labels.tolist() == [0, 0]
 
     @pytest.mark.convention("anchor_targets.forced_match")
@@ -118,30 +131,30 @@ class TestMatching:
         # the second anchor overlaps the first object by a half and the second by a fifth, which nothing betters
         anchors = boxes([0, 0, 10, 10], [4, 0, 12, 10])
         config = AnchorTargetConfig(forced_match=rule, force_best=force_best)
-        labels, matched = match_anchors(anchors, objects, config)
+        labels, matched = match(anchors, objects, config)
         assert labels.tolist() == [1, 1]
         assert matched.tolist() == [0, second]
 
     def test_an_anchor_that_is_positive_anyway_keeps_its_own_object(self):
         objects = truth([[0, 0, 10, 10], [9, 0, 19, 10]], [1, 2])
         config = AnchorTargetConfig(forced_match="forcing_object")
-        labels, matched = match_anchors(boxes([0, 0, 10, 10]), objects, config)
+        labels, matched = match(boxes([0, 0, 10, 10]), objects, config)
         assert (labels.tolist(), matched.tolist()) == ([1], [0])
 
     def test_equal_overlaps_go_to_the_first_object(self):
         objects = truth([[0, 0, 10, 10], [0, 0, 10, 10]], [1, 2])
-        assert match_anchors(strips(10), objects, AnchorTargetConfig())[1].tolist() == [0]
+        assert match(strips(10), objects, AnchorTargetConfig())[1].tolist() == [0]
 
     def test_without_objects_all_is_background(self):
-        labels, _ = match_anchors(strips(10, 1), NOTHING, AnchorTargetConfig())
+        labels, _ = match(strips(10, 1), NOTHING, AnchorTargetConfig())
         assert labels.tolist() == [0, 0]
 
     @pytest.mark.convention("box_extent")
     def test_inclusive_boxes(self):
         anchors, objects = boxes([0, 0, 9, 6], [0, 0, 9, 9]), truth([[0, 0, 9, 9]], [1])
         # 7 of 10 rows are 0.7; as continuous boxes 6 of 9
-        assert match_anchors(anchors, objects, AnchorTargetConfig(), "inclusive")[0].tolist() == [1, 1]
-        assert match_anchors(anchors, objects, AnchorTargetConfig())[0].tolist() == [-1, 1]
+        assert match(anchors, objects, AnchorTargetConfig(), "inclusive")[0].tolist() == [1, 1]
+        assert match(anchors, objects, AnchorTargetConfig())[0].tolist() == [-1, 1]
 
 
 class TestSampling:
@@ -358,7 +371,7 @@ class TestMasks:
         mask = np.zeros((8, 8), bool)
         mask[:, 4:] = True
         config = RoiTargetConfig(mask_sampling="roi_align", mask_values=rule)
-        found = mask_targets(boxes([2, 0, 6, 4]), self.objects(mask), np.zeros(1, np.int64), (8, 8), 2, config)
+        found = cut_masks(boxes([2, 0, 6, 4]), self.objects(mask), np.zeros(1, np.int64), (8, 8), 2, config)
         np.testing.assert_array_equal(found[0], expected)
 
     @pytest.mark.convention("roi_targets.mask_sampling", "roi_targets.mask_values")
@@ -371,13 +384,13 @@ class TestMasks:
         mask = np.zeros((9, 9), bool)
         mask[:, 4:] = True
         config = RoiTargetConfig(mask_sampling="crop_and_resize", mask_values=rule)
-        found = mask_targets(boxes([2, 0, 6, 9]), self.objects(mask), np.zeros(1, np.int64), (9, 9), 3, config)
+        found = cut_masks(boxes([2, 0, 6, 9]), self.objects(mask), np.zeros(1, np.int64), (9, 9), 3, config)
         np.testing.assert_array_equal(found[0], [expected] * 3)
 
     def test_each_box_takes_the_mask_of_its_object(self):
         masks = np.zeros((2, 8, 8), bool)
         masks[1] = True
-        found = mask_targets(
+        found = cut_masks(
             boxes([0, 0, 4, 4], [2, 2, 6, 6], [0, 0, 4, 4]),
             self.objects(*masks), np.array([1, 0, 1]), (8, 8), 2, RoiTargetConfig(),
         )  # fmt: skip

@@ -15,7 +15,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from refnet.nn import NonFiniteError, Optimizer
 from refnet.rcnn.losses import Losses
 from refnet.rcnn.model import MaskRCNN
 from refnet.rcnn.presets import PRESETS
-from refnet.rcnn.structures import Rois
+from refnet.rcnn.structures import AnchorTargets, Rois
 from refnet.train import Checkpoint, TrainConfig, load_newest, read_metrics, train
 from refnet.train.step import make_optimizer, start_step, train_step
 from tests.rcnn.small import scene, shrink
@@ -131,7 +131,7 @@ def test_a_step_is_the_cpus_and_the_host_waits_once(
     check_pass(monkeypatch, name, found)
 
     assert found.counts.synchronizations == 1, found.counts.places
-    assert found.counts.places[0].startswith("proposals.py:")
+    assert found.counts.places[0].startswith("model.py:")
     for what in ("uploads", "operations"):
         record_property(what, getattr(found.counts, what))
     record_property("launches", sum(found.counts.launches.values()))
@@ -148,7 +148,7 @@ def check_pass(monkeypatch: pytest.MonkeyPatch, name: str, found: Pass) -> None:
     """Assert that a step on a device is the CPU's."""
     exact, cpu = Pass(monkeypatch, name, dtype=np.float64), Pass(monkeypatch, name)
     for field in ("images", "classes", "sources", "foreground", "masks", "keypoints"):
-        ours, theirs = getattr(found.rois, field), getattr(cpu.rois, field)
+        ours, theirs = (None if (a := getattr(r, field)) is None else to_host(a) for r in (found.rois, cpu.rois))
         np.testing.assert_array_equal(ours, theirs, err_msg=field)
     rounded = [cpu, *(Pass(monkeypatch, name, dtype=np.float64, jitter=k) for k in range(JITTERS))]
     for what in ("losses", "gradients", "parameters"):
@@ -163,6 +163,66 @@ def test_a_step_keeps_to_what_kernels_may_do(monkeypatch: pytest.MonkeyPatch) ->
     cpu = Pass(monkeypatch, "shapes")
     for name, value in cpu.losses.items():
         np.testing.assert_allclose(checked.losses[name], value, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_targets_are_found_where_the_network_is(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Overlaps are compared and masks sampled there, and nothing goes there that has a number for every anchor."""
+    sent: list[tuple[int, ...]] = []
+    labelled: list[AnchorTargets] = []
+    upload, label = standin.asarray, refnet.rcnn.model.label_anchors
+
+    def send(a: Any, *rest: Any, **options: Any) -> Any:
+        sent.append(np.shape(a) if isinstance(a, np.ndarray) else ())
+        return upload(a, *rest, **options)
+
+    monkeypatch.setattr(standin, "asarray", send)
+    monkeypatch.setattr(refnet.rcnn.model, "label_anchors", lambda *a: labelled.append(label(*a)) or labelled[-1])
+    found = Pass(monkeypatch, name, device="cuda")
+    assert found.counts.launches["best_objects<float>"] == 2  # of anchors and of proposals
+    assert found.counts.launches["best_boxes<float>"] == 1
+    images, anchors = labelled[0].labels.shape
+    assert device_of((labelled[0].deltas,)) == "cuda"
+    assert found.rois.masks is None or device_of((found.rois.masks,)) == "cuda"
+    assert {shape[-1] for shape in sent if shape} >= {4}  # boxes were seen
+    assert not [shape for shape in sent if anchors in shape or images * anchors in shape]
+
+
+def test_targets_that_are_found_on_the_host_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    match = refnet.rcnn.model.match
+
+    def on_the_host(anchors: Any, proposals: Any, *rest: Any) -> Any:
+        return match([to_host(level) for level in anchors], replace(proposals, boxes=to_host(proposals.boxes)), *rest)
+
+    monkeypatch.setattr(refnet.rcnn.model, "match", on_the_host)
+    monkeypatch.setattr(refnet.rcnn.model, "records_to_host", lambda *records: map(brought, records))
+    found = Pass(monkeypatch, "shapes", device="cuda")
+    assert found.counts.synchronizations > 1
+    assert "best_objects<float>" not in found.counts.launches
+
+
+def brought(record: Any) -> Any:
+    """`record` with each of its arrays on the host, one after the other."""
+    values = {entry.name: getattr(record, entry.name) for entry in fields(record)}
+    return replace(record, **{name: None if value is None else to_host(value) for name, value in values.items()})
+
+
+@pytest.mark.parametrize("name", ["shapes", "matterport_faithful"])
+def test_regions_may_be_sampled_from_boxes_that_are_given(name: str) -> None:
+    rng = np.random.default_rng(5)
+    given = [np.concatenate([low := rng.uniform(0, 30, (n, 2)), low + rng.uniform(4, 30, (n, 2))], 1) for n in (9, 4)]
+    values = []
+    for device in ("cpu", "cuda"):
+        model = network(name, device=device)
+        samples = batch(model)
+        with standin.counting() as counts:
+            losses = model.losses(
+                [sample.image for sample in samples], [sample.truth for sample in samples],
+                rng=np.random.default_rng(0), proposals=given,
+            )  # fmt: skip
+        assert counts.synchronizations == (device == "cuda")
+        values.append(losses.as_dict())
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 
 def test_what_makes_the_host_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -475,4 +475,30 @@ ROI_POOL = _in(
     ("a column behind the image", "roi_pool_grad", "columns = min(tile, width - own.left)", "columns = tile"),
 )
 
-BUGS = [*NMS, *DENSE, *POOLING, *RESIZE, *CONVOLUTION, *LOSSES, *REGIONS, *SAMPLING, *TILES, *ROI_POOL]
+MATCHING = _in(
+    "matching.cu",
+    ("of equal objects the last", "match_boxes", "if (overlap > largest)", "if (overlap >= largest)"),
+    ("boxes are a pixel wider", "match_boxes", "max(a.x1, b.x1), height", "max(a.x1, b.x1) + 1, height"),
+    (
+        "no barrier before objects are replaced",
+        "match_boxes",
+        "    __syncthreads();\n    if (thread < count) {",
+        "    if (thread < count) {",
+    ),
+    (
+        "a maximum without an atomic",
+        "match_boxes",
+        "atomicMax(&tops[g], bits_of(overlap));",
+        "tops[g] = max(tops[g], bits_of(overlap));",
+    ),
+    ("an object that nothing meets has a best box", "match_boxes", "if (top == 0 || top > bar)", "if (top > bar)"),
+    ("of equal boxes the last", "match_boxes", "atomicMin(&first[g], row)", "first[g] = row"),
+    (
+        "only the first block's maximum",
+        "match_boxes",
+        "if (thread < count && tops[thread])",
+        "if (blockIdx.x == 0 && thread < count)",
+    ),
+)
+
+BUGS = [*NMS, *DENSE, *POOLING, *RESIZE, *CONVOLUTION, *LOSSES, *REGIONS, *SAMPLING, *TILES, *ROI_POOL, *MATCHING]

@@ -16,7 +16,7 @@ from refnet.kernels.cuda import KERNELS, roi
 from refnet.kernels.emulator import available, running, standin
 from refnet.rcnn.config import RoiTargetConfig
 from refnet.rcnn.structures import GroundTruth
-from refnet.rcnn.targets import mask_targets
+from refnet.rcnn.targets import mask_targets, object_masks
 from refnet.testing.strategies.regions import Regions, regions
 from tests.sampled_regions import CHECKS, UNIT, rough
 
@@ -236,7 +236,9 @@ def test_mask_targets_are_decided_alike(sampling: Any) -> None:
     )
     config = RoiTargetConfig(mask_sampling=sampling, mask_values="threshold")
     size = 4 if sampling == "roi_align" else 5
-    given = boxes, objects, rng.integers(0, 3, 30), (33, 33), size, config
+    matched = rng.integers(0, 3, 30)
+    masks = object_masks([objects], (33, 33), config, boxes)
+    given = boxes, masks, objects.boxes[matched], matched, (33, 33), size, config
     expected = mask_targets(*given)
     name = f"{sampling}_forward"
     with getattr(ops, name).using(partial(checked, name, 1, True)):

@@ -1,12 +1,13 @@
 """The stand-in for CuPy: what it refuses, what it counts, and that it computes what NumPy computes."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
-from refnet.arrays import Download, device_of, is_array, namespace, on_device_of, to_host
+from refnet.arrays import Download, device_of, is_array, namespace, on_device_of, records_to_host, to_host
 from refnet.autograd import Tensor
 from refnet.errors import DeviceError
 from refnet.kernels.cuda.program import Program
@@ -62,6 +63,14 @@ def test_what_it_lacks_is_named() -> None:
         _ = standin.kron
 
 
+@dataclass
+class Pair:
+    """A record of arrays."""
+
+    first: Any
+    second: Any
+
+
 WAITING: dict[str, Callable[[Any], Any]] = {
     "get": lambda x: x.get(),
     "item": lambda x: x[0, 0].item(),
@@ -81,6 +90,7 @@ WAITING: dict[str, Callable[[Any], Any]] = {
     "asnumpy": standin.asnumpy,
     "to_host": to_host,
     "a download waited for": lambda x: Download(x, x).wait(),
+    "records": lambda x: records_to_host(Pair(x, None), Pair(x, x)),
 }
 
 
@@ -91,6 +101,15 @@ def test_each_wait_of_the_host_is_counted_with_its_place(name: str) -> None:
         WAITING[name](x)
     assert counts.synchronizations == len(counts.places) == 1
     assert counts.places[0].startswith("test_standin.py:")
+
+
+def test_records_come_to_the_host_as_they_are() -> None:
+    here, there = records_to_host(Pair(device(), None), Pair(device() + 1, device()))
+    np.testing.assert_array_equal(here.first, HOST)
+    np.testing.assert_array_equal(there.first - there.second, np.ones_like(HOST))
+    assert here.second is None
+    (own,) = records_to_host(Pair(HOST, None))
+    assert own.first is HOST
 
 
 RUNNING: dict[str, Callable[[Any], Any]] = {
