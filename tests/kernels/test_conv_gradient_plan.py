@@ -100,7 +100,13 @@ def test_the_error_of_a_plan_is_the_bound_of_equal_numbers(algorithm):
     x, g = np.ones((3, m + 2, m + 2, 1)), np.ones((3, m, m, 1))  # three images of a tile each
     size = absolute_gradient_sums(x, g, ((0, 0), (0, 0)), algorithm).max() / g.size
     factor = gradient_error_factor(algorithm, g.shape, Rounding.of(np.float32))
-    assert winograd_gradient.error(WINOGRAD[algorithm], 3) == pytest.approx(size * factor, rel=1e-6)
+    assert winograd_gradient.error(WINOGRAD[algorithm], [3]) == pytest.approx(size * factor, rel=1e-6)
+
+
+def test_sums_of_many_tiles_are_no_rougher_than_those_of_a_block():
+    for size in (512, 1024):
+        assert chosen("conv2d_grad_weight", (2, size, size, 256), (3, 3, 256, 256)) == "winograd_f4"
+    assert winograd_gradient.error(WINOGRAD["winograd_f4"], [256] * 10) < 2e-3
 
 
 # bounds

@@ -88,7 +88,7 @@ def test_precision_keeps_plain_sums():
 def test_many_channels_are_too_rough_for_tiles_of_16_outputs():
     found = plan("conv2d_forward", (1, 256, 256, 1024), (3, 3, 1024, 1024), **PLAIN)
     assert found.algorithm == "winograd_f2"
-    assert "winograd_f4 (error up to 1.6e-02)" in str(found)
+    assert "winograd_f4 (error up to 4.0e-03)" in str(found)
 
 
 def test_a_plan_can_be_asked_for(monkeypatch):
@@ -111,7 +111,7 @@ def test_a_plan_says_why():
     line = explain("conv2d_forward", (2, 64, 64, 128), (3, 3, 128, 128), **PLAIN)
     assert line.startswith("conv2d_forward 2 x 64x64x128 -> 128, 3x3: winograd_f4, tile 192, about ")
     assert "the quickest; alternatives: patches " in line
-    assert "error at most 2.5e-03 of the sum of absolute products" in line
+    assert "error at most 6.0e-04 of the sum of absolute products" in line
     line = explain("conv2d_forward", (1, 9, 9, 8), (1, 1, 4, 6), **geometry(1, stride=2, groups=2))
     assert "1 x 9x9x8 -> 6, 1x1 / 2x2, 2 groups: patches" in line
     assert line.endswith("nothing else can serve; alternatives: none")
@@ -134,7 +134,7 @@ def test_the_matrices_are_exact(algorithm):
     """A^T [(G w) (B^T x)] is the correlation of x and w, for all pairs of unit vectors, in fractions."""
     matrices = ALGORITHMS[algorithm]
     data, taps, result = (
-        [[Fraction(float(v)).limit_denominator(24) for v in row] for row in m]
+        [[Fraction(float(v)).limit_denominator(10**6) for v in row] for row in m]
         for m in (matrices.data, matrices.taps, matrices.result)
     )
     for pixel in range(len(data)):

@@ -14,6 +14,8 @@ The sum over tiles is, for each of the t · t places in the bracket, one matrix 
 applied once, at the end: 36 products a tile, channel and output, where plain products are 144.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from refnet.arrays import Array
@@ -82,13 +84,14 @@ def _add_products(row_x: Array, row_g: Array, total: Array, *, first: bool) -> N
         total += np.matmul(row_x.swapaxes(1, 2), row_g, out=products)
 
 
-def error(minimal: Minimal, tiles: int) -> float:
-    """The derived error from so many tiles, in units of the sum of absolute products, if all are equally large.
+def error(minimal: Minimal, blocks: Sequence[int]) -> float:
+    """The derived error from blocks of so many tiles, in units of the sum of absolute products, if all are equally large.
 
-    With K = tiles + 4 t + t² + 1 roundings on the way of a number (:mod:`refnet.testing.winograd`) it is K u times how
-    much absolute values grow: the largest entry of :math:`|G|^T (|B|^T 1 \\odot |A| 1)`, divided by the m outputs of a
-    tile, and squared for the two axes.
+    A number is rounded for each product of its block, for each block that is added to it, and 4 t + t² + 1 times besides
+    (:mod:`refnet.testing.winograd`). That is multiplied by how much absolute values grow: the largest entry of
+    :math:`|G|^T (|B|^T 1 \\odot |A| 1)`, divided by the m outputs of a tile, and squared for the two axes.
     """
     ones = abs(minimal.data).sum(axis=1) * abs(minimal.result).sum(axis=0)
     growth = float((abs(minimal.taps).T @ ones).max()) / minimal.outputs
-    return (tiles + 4 * minimal.size + minimal.size**2 + 1) * growth**2 * 2.0**-24
+    roundings = max(blocks, default=0) + len(blocks) + 4 * minimal.size + minimal.size**2
+    return roundings * growth**2 * 2.0**-24
