@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cpu import conv, dense, matching, nms, pooling, resize, roi, updates
+from refnet.kernels.cpu import conv, dense, matching, nms, pooling, resize, roi, roi_pool, updates
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "adamw_update": updates.adamw_update,
@@ -34,6 +34,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "roi_align_forward": roi.roi_align_forward,
     "roi_align_grad_boxes": roi.roi_align_grad_boxes,
     "roi_align_grad_features": roi.roi_align_grad_features,
+    "roi_pool_forward": roi_pool.roi_pool_forward,
+    "roi_pool_grad": roi_pool.roi_pool_grad,
     "sgd_update": updates.sgd_update,
     "sums_of_squares": updates.sums_of_squares,
     "upsample_add_forward": resize.upsample_add_forward,
