@@ -234,7 +234,6 @@ def test_initial_deviations(kind, deviations):
         assert not layer.bias.data.any()
 
 
-@pytest.mark.convention("mask_head.initialization")
 @pytest.mark.parametrize("regions", [0, 3])
 def test_the_logits_of_one_class_are_those_among_all_and_so_are_their_gradients(regions):
     head, channel = mask_head(), np.array([2, 0, 2])[:regions]
@@ -257,6 +256,7 @@ def test_the_logits_of_one_class_are_those_among_all_and_so_are_their_gradients(
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.convention("mask_head.initialization")
 def test_initial_weights_of_the_mask_head():
     heads = [
         MaskHead(
