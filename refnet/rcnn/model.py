@@ -195,19 +195,30 @@ class MaskRCNN(Module):
         config, see = self.config, trace
         with no_grad():
             batch = see("input", self.prepare(images))
-            pyramid = self._pyramid(batch, see)
-            found = see("detections", self._find(pyramid, batch, see))
-            boxes = [entry.boxes for entry in found]
-            joined, index = np.concatenate(boxes), image_index(boxes)
-            mask_logits = keypoint_logits = None
-            if self.mask_head is not None:
-                pooled = see("mask_pool", pool_rois(pyramid, joined, index, batch.size, config.mask_pool))
-                classes = np.concatenate([entry.classes for entry in found])
-                mask_logits = self._mask_logits(pooled, classes, see, training=False)
-            if self.keypoint_head is not None:
-                pooled = see("keypoint_pool", pool_rois(pyramid, joined, index, batch.size, config.keypoint_pool))
-                keypoint_logits = see("keypoint_head.logits", self.keypoint_head(pooled))
+            found, mask_logits, keypoint_logits = self._heads(batch, see)
             return see("results", finish(found, mask_logits, keypoint_logits, batch, config))
+
+    def _heads(
+        self, batch: ImageBatch, see: Trace
+    ) -> tuple[list[Detections], Float[Tensor, "D S S _"] | None, Float[Tensor, "D M M K"] | None]:
+        """The objects, boxes in pixels of the network's input, and what the heads for masks and keypoints say of them.
+
+        With it all features are freed, which take as much memory as the masks in full size.
+        """
+        config = self.config
+        pyramid = self._pyramid(batch, see)
+        found = see("detections", self._find(pyramid, batch, see))
+        boxes = [entry.boxes for entry in found]
+        joined, index = np.concatenate(boxes), image_index(boxes)
+        mask_logits = keypoint_logits = None
+        if self.mask_head is not None:
+            pooled = see("mask_pool", pool_rois(pyramid, joined, index, batch.size, config.mask_pool))
+            classes = np.concatenate([entry.classes for entry in found])
+            mask_logits = self._mask_logits(pooled, classes, see, training=False)
+        if self.keypoint_head is not None:
+            pooled = see("keypoint_pool", pool_rois(pyramid, joined, index, batch.size, config.keypoint_pool))
+            keypoint_logits = see("keypoint_head.logits", self.keypoint_head(pooled))
+        return found, mask_logits, keypoint_logits
 
     def _pyramid(self, batch: ImageBatch, see: Trace) -> tuple[Tensor, ...]:
         """P2 to P6; nothing else of the backbone is kept."""
