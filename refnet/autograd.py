@@ -163,6 +163,7 @@ class Tensor:
 
 
 Operand: TypeAlias = "Tensor | Array | float"
+Node: TypeAlias = "Function | Tensor"  # of the graph: what computed a tensor, or a leaf
 # arithmetic on arrays without axes gives NumPy's scalars; Tensor and the engine make them arrays again
 Result: TypeAlias = Array | np.generic
 Gradients: TypeAlias = tuple[Result | None, ...]
@@ -175,10 +176,21 @@ class Function:
     ``backward(self, grad_output)``, which returns a gradient for each input, in order; None where the input
     needs none (``self.needs_grad`` says which do). A gradient may still have the broadcast shape of the
     result: the engine sums it back to the input's shape.
+
+    The graph is made of Functions and leaves, and holds no other tensor: an activation lives as long as somebody uses
+    it or a Function keeps its array.
+
+    Attributes:
+        needs_grad: whether each input needs a gradient.
+        sources: what gets the gradient of each input: its creator, itself if it is a leaf, None where none is needed.
+        forms: shape and type of each input.
+        consumed: whether :func:`backward` has passed here and freed what was kept.
     """
 
-    inputs: tuple[Tensor, ...]
     needs_grad: tuple[bool, ...]
+    sources: tuple[Node | None, ...]
+    forms: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
+    consumed: bool = False
 
     def forward(self, *arrays: Any, **parameters: Any) -> Result:
         raise NotImplementedError
@@ -202,7 +214,10 @@ class Function:
         self.needs_grad = tuple(t.requires_grad and is_recording() for t in tensors)
         result = Tensor(self.forward(*(t.data for t in tensors), **parameters))
         if any(self.needs_grad):
-            self.inputs = tensors
+            self.sources = tuple(
+                _node(t) if needed else None for t, needed in zip(tensors, self.needs_grad, strict=True)
+            )
+            self.forms = tuple((t.shape, t.dtype) for t in tensors)
             result.requires_grad = True
             result.creator = self
         return result
@@ -233,11 +248,8 @@ def _reference(inputs: Sequence[Any]) -> Array | None:
     return next(iter([*tensors, *ours, *arrays]), None)
 
 
-class _Freed(Function):
-    """Stands in for a creator that backward has consumed."""
-
-
-_FREED = _Freed()
+def _node(tensor: Tensor) -> Node:
+    return tensor if tensor.creator is None else tensor.creator
 
 
 def backward(root: Tensor, grad: Array | None = None) -> None:
@@ -269,29 +281,29 @@ def backward(root: Tensor, grad: Array | None = None) -> None:
 def _leaf_gradients(root: Tensor, grad: Array) -> Iterator[tuple[Tensor, Array]]:
     """Every leaf that `root` depends on and that requires a gradient, with it; the graph is consumed on the way."""
     gradients = _Gradients()
-    gradients.add(root, grad)
-    order = _topological_order(root)
+    gradients.add(_node(root), grad)
+    order = _topological_order(_node(root))
     while order:
-        tensor = order.pop()
-        if tensor.creator is None:
-            yield tensor, gradients.pop(tensor)
+        node = order.pop()
+        if isinstance(node, Tensor):
+            yield node, gradients.pop(node)
         else:
-            _pass_back(tensor, tensor.creator, gradients)
+            _pass_back(node, gradients)
 
 
 class _Gradients:
-    """The gradients that tensors have received so far, while these wait for their turn.
+    """The gradients that nodes have received so far, while these wait for their turn.
 
     A function may hand one array to several tensors, or keep it, so what came from a function is never written into.
     The sum of two is an array of ours, which all that follow are added to in place.
     """
 
     def __init__(self) -> None:
-        self._received: dict[int, Array] = {}  # by the tensor's id
+        self._received: dict[int, Array] = {}  # by the node's id
         self._sums: set[int] = set()  # of these, what we have added up
 
-    def add(self, tensor: Tensor, contribution: Array) -> None:
-        key = id(tensor)
+    def add(self, node: Node, contribution: Array) -> None:
+        key = id(node)
         present = self._received.get(key)
         if present is None:
             self._received[key] = contribution
@@ -302,49 +314,53 @@ class _Gradients:
             self._received[key] = namespace(present).asarray(present + contribution)
             self._sums.add(key)
 
-    def pop(self, tensor: Tensor) -> Array:
-        self._sums.discard(id(tensor))
-        return self._received.pop(id(tensor))
+    def pop(self, node: Node) -> Array:
+        self._sums.discard(id(node))
+        return self._received.pop(id(node))
 
 
-def _pass_back(tensor: Tensor, function: Function, gradients: _Gradients) -> None:
-    """Hand the gradient of `tensor` to what `function`, its creator, made it of.
+def _pass_back(function: Function, gradients: _Gradients) -> None:
+    """Hand the gradient of what `function` computed to what it computed it of.
 
-    When this returns, nobody holds that gradient any more, or the activations that the function kept.
+    When this returns, nobody holds that gradient any more, or the arrays that the function kept.
     """
-    gradient = gradients.pop(tensor)
+    gradient = gradients.pop(function)
     xp = namespace(gradient)
     input_gradients = function.backward(gradient)
-    for source, needed, contribution in zip(function.inputs, function.needs_grad, input_gradients, strict=True):
-        if not needed:
+    for source, (shape, dtype), contribution in zip(function.sources, function.forms, input_gradients, strict=True):
+        if source is None:
             continue
         assert contribution is not None, f"{type(function).__name__}.backward returned no gradient for an input"
-        contribution = _unbroadcast(xp.asarray(contribution), source.shape)
-        assert contribution.dtype == source.dtype, (type(function).__name__, contribution.dtype, source.dtype)
+        contribution = _unbroadcast(xp.asarray(contribution), shape)
+        assert contribution.dtype == dtype, (type(function).__name__, contribution.dtype, dtype)
         gradients.add(source, contribution)
-    tensor.creator = _FREED
     vars(function).clear()
+    function.consumed = True
 
 
-def _topological_order(root: Tensor) -> list[Tensor]:
-    """Every tensor that `root` depends on, after all tensors that it depends on; `root` comes last."""
-    order: list[Tensor] = []
+def _topological_order(root: Node) -> list[Node]:
+    """Every node that `root` depends on, after all that it depends on; `root` comes last.
+
+    What a node was made of comes in the order of its inputs, as it was computed. So the way back frees first what was
+    kept last.
+    """
+    order: list[Node] = []
     seen: set[int] = set()
-    stack: list[tuple[Tensor, bool]] = [(root, False)]
+    stack: list[tuple[Node, bool]] = [(root, False)]
     while stack:
-        tensor, expanded = stack.pop()
+        node, expanded = stack.pop()
         if expanded:
-            order.append(tensor)
+            order.append(node)
             continue
-        if id(tensor) in seen:
+        if id(node) in seen:
             continue
-        seen.add(id(tensor))
-        if tensor.creator is _FREED:
+        seen.add(id(node))
+        stack.append((node, True))
+        if isinstance(node, Tensor):
+            continue
+        if node.consumed:
             raise GraphError("backward: this graph was consumed by an earlier backward; compute the result again")
-        stack.append((tensor, True))
-        if tensor.creator is not None:
-            function = tensor.creator
-            stack.extend((t, False) for t, needed in zip(function.inputs, function.needs_grad, strict=True) if needed)
+        stack.extend((source, False) for source in reversed(node.sources) if source is not None)
     return order
 
 
@@ -375,7 +391,7 @@ class Checkpoint(Function):
             _recording.reset(recording)
             _recomputing.reset(recomputing)
         found = {id(leaf): gradient for leaf, gradient in _leaf_gradients(y, grad_output)}
-        return tuple(found.get(id(tensor)) for tensor in (x, *self.inputs[1:]))
+        return tuple(found.get(id(leaf)) for leaf in (x, *self.sources[1:]))
 
 
 def checkpoint(run: Callable[[Tensor], Tensor], x: Tensor, parameters: Iterable[Tensor]) -> Tensor:
@@ -383,7 +399,7 @@ def checkpoint(run: Callable[[Tensor], Tensor], x: Tensor, parameters: Iterable[
 
     Of n parts of a network that are run so, memory holds the inputs of all and the activations of one, instead of the
     activations of all; it costs a second forward pass (Chen et al. 2016, "Training Deep Nets with Sublinear Memory
-    Cost", section 4). Gradients are the same, bit for bit.
+    Cost", section 4). Gradients are the same, bit for bit, but that to x is added up here before others join it.
 
     Args:
         run: must give the same at each call, and draw nothing at random. What it changes besides, it must change once
