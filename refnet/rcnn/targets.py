@@ -218,27 +218,12 @@ def sample_rois(
         matches = match_rois(pad_proposals(proposals, like=proposals[0].boxes).boxes, truth, config, extent)
     objects = [entry.objects for entry in truth]
     joining = max(map(len, objects), default=0) if config.append_ground_truth else 0
-    parts = []
-    for index, (proposed, own) in enumerate(zip(proposals, objects, strict=True)):
-        candidates, rows = proposed.boxes, np.arange(len(proposed.boxes))
-        sources = np.full(len(rows), -1) if proposed.sources is None else proposed.sources
-        if config.append_ground_truth:
-            candidates = np.concatenate([candidates, own.boxes.astype(candidates.dtype)])
-            rows = np.concatenate([rows, matches.iou.shape[1] - joining + np.arange(len(own))])
-            sources = np.concatenate([sources, np.full(len(own), -1)])
-        in_crowd = None if matches.in_crowd is None else matches.in_crowd[index, rows]
-        matched = matches.objects[index, rows]
-        chosen, is_object = _draw_rois(matches.iou[index, rows], in_crowd, len(own) > 0, config, rng)
-        classes = np.zeros(len(chosen), np.int64)
-        classes[is_object] = own.classes[matched[chosen[is_object]]]
-        missing = max(config.batch_size - len(chosen), 0) if config.padding == "zeros" else 0
-        padding = narrow(np.zeros((missing, 4), candidates.dtype), extent)
-        parts.append((
-            np.concatenate([candidates[chosen], padding]), np.full(len(chosen) + missing, index),
-            np.pad(classes, (0, missing)), np.pad(matched[chosen], (0, missing)),
-            np.pad(sources[chosen], (0, missing), constant_values=-1),
-        ))  # fmt: skip
-    boxes, image, classes, matched, source = (np.concatenate(part) for part in zip(*parts, strict=True))
+    parts = [
+        _sample_image(index, proposed, own, matches, joining, config, rng, extent)
+        for index, (proposed, own) in enumerate(zip(proposals, objects, strict=True))
+    ]
+    boxes, classes, matched, source = (np.concatenate(part) for part in zip(*parts, strict=True))
+    image = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
     foreground = np.flatnonzero(classes > 0)
     own_boxes, own_images, matched = boxes[foreground], image[foreground], matched[foreground]
     goal = _of_objects([entry.boxes for entry in objects], own_images, matched).astype(boxes.dtype)
@@ -269,6 +254,38 @@ def sample_rois(
     )
 
 
+def _sample_image(
+    index: int,
+    proposed: Proposals,
+    objects: GroundTruth,
+    matches: RoiMatches,
+    joining: int,
+    config: RoiTargetConfig,
+    rng: np.random.Generator,
+    extent: Extent,
+) -> tuple[Float[Array, "R 4"], Int[Array, " R"], Int[Array, " R"], Int[Array, " R"]]:
+    """The regions drawn in an image: boxes, classes, objects that they belong to, sources; padding behind them.
+
+    True boxes lie in the last `joining` rows of `matches`, which are as many as the most objects of an image.
+    """
+    candidates, rows = proposed.boxes, np.arange(len(proposed.boxes))
+    if config.append_ground_truth:
+        candidates = np.concatenate([candidates, objects.boxes.astype(candidates.dtype)])
+        rows = np.concatenate([rows, matches.iou.shape[1] - joining + np.arange(len(objects))])
+    in_crowd = None if matches.in_crowd is None else matches.in_crowd[index, rows]
+    drawn, is_object = _draw_rois(matches.iou[index, rows], in_crowd, len(objects) > 0, config, rng)
+
+    missing = max(config.batch_size - len(drawn), 0) if config.padding == "zeros" else 0
+    boxes = np.concatenate([candidates[drawn], narrow(np.zeros((missing, 4), candidates.dtype), extent)])
+    classes, matched, sources = (np.full(len(boxes), value) for value in (BACKGROUND, 0, -1))
+    matched[: len(drawn)] = matches.objects[index, rows[drawn]]
+    foreground, of_rpn = np.flatnonzero(is_object), np.flatnonzero(drawn < len(proposed.boxes))
+    classes[foreground] = objects.classes[matched[foreground]]
+    if proposed.sources is not None:
+        sources[of_rpn] = proposed.sources[drawn[of_rpn]]
+    return boxes, classes, matched, sources
+
+
 def _active_classes(truth: Sequence[GroundTruth]) -> Bool[Array, "N K1"] | None:
     """The rows of all images; one that says nothing has all classes."""
     rows = [entry.active_classes for entry in truth]
@@ -283,7 +300,7 @@ def _draw_rois(
     config: RoiTargetConfig,
     rng: np.random.Generator,
 ) -> tuple[Int[Array, " R"], Bool[Array, " R"]]:
-    """The positions of the sampled candidates of an image, and which of them have an object."""
+    """The positions of the candidates that are drawn in an image, and which of them have an object."""
     is_object = np.asarray(np.logical_and(iou >= config.positive_iou, has_objects))
     is_background = ~is_object & (iou >= config.negative_iou_low)
     if in_crowd is not None:
