@@ -8,6 +8,7 @@ and columns that its samples touch, a window of the image that needs no copy. Wh
 * Backward, columns come first as well, (w, Q) by (Q, C) for each row of bins, and the second product is added to the
   window where it lies, by BLAS if that can be reached, so that the image's gradient is read and written once.
 * A bin touches few of its region's pixels. From some size on, the bins are cut into groups, each with its own pixels.
+* A mask has one channel, too few for a product of each row: two products, of the whole window, are all.
 * OpenBLAS multiplies small matrices as they lie and copies larger ones first, which costs more than it gains here.
 * Regions are visited by position, so that the next one finds pixels in cache.
 
@@ -180,7 +181,13 @@ def _pool(
             for a, b, start, stop in rows.groups[r]:
                 np.matmul(y[a:b, start:stop], flat[start:stop], out=result[a:b])
 
-    spread(work, _shared(_by_position(image_index, rows, columns), output.size))
+    def work_without_channels(mine: Sequence[int]) -> None:
+        for r in mine:
+            (top, bottom), (left, right) = down[r], across[r]
+            narrowed = rows.weights[r, :, : bottom - top] @ images[image[r], top:bottom, left:right, 0]  # P w
+            np.matmul(narrowed, columns.weights[r, :, : right - left].T, out=output[r, :, :, 0])
+
+    spread(work_without_channels if c == 1 else work, _shared(_by_position(image_index, rows, columns), output.size))
     return output
 
 
