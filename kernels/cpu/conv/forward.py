@@ -33,7 +33,7 @@ def conv2d_fused_forward(
     groups: int,
 ) -> Array:
     """See :func:`refnet.ops.conv2d_fused_forward`."""
-    epilogue = Epilogue(scale=scale, shift=shift, residual=residual, relu=relu)
+    epilogue = Epilogue(scale, shift, residual, relu)
     return _convolve(x, w, epilogue, stride, padding, dilation, groups)
 
 
@@ -49,10 +49,6 @@ conv2d_forward.algorithm = conv2d_fused_forward.algorithm = _algorithm  # type: 
 def _convolve(
     x: Array, w: Array, epilogue: Epilogue, stride: Pair, padding: Padding, dilation: Pair, groups: int
 ) -> Array:
-    windows = Windows.of_convolution(x.shape[1:3], w.shape[:2], stride, padding, dilation)
-    y = np.empty((len(x), *windows.size, w.shape[3]), x.dtype)
-    if y.size == 0:
-        return y
     chosen = plan(
         "conv2d_forward",
         x.shape,
@@ -63,12 +59,17 @@ def _convolve(
         groups=groups,
         dtype=x.dtype,
     )
+    windows, fill = chosen.windows, ALGORITHMS[chosen.algorithm]
+    y = np.empty((len(x), *windows.size, w.shape[3]), x.dtype)
+    if y.size == 0:
+        return y
+    if groups == 1:
+        fill(x, w, y, windows, epilogue, chosen)
+        return y
     cg, og = w.shape[2], w.shape[3] // groups
     for g in range(groups):
         inputs, outputs = slice(g * cg, g * cg + cg), slice(g * og, g * og + og)
-        ALGORITHMS[chosen.algorithm](
-            x[..., inputs], w[..., outputs], y[..., outputs], windows, epilogue.of_channels(outputs), chosen
-        )
+        fill(x[..., inputs], w[..., outputs], y[..., outputs], windows, epilogue.of_channels(outputs), chosen)
     return y
 
 
@@ -96,6 +97,7 @@ def _patches(x: Array, w: Array, y: Array, windows: Windows, epilogue: Epilogue,
 
 
 def _winograd(x: Array, w: Array, y: Array, windows: Windows, epilogue: Epilogue, chosen: Plan) -> None:
+    """Tiles of pixels times transformed weights."""
     minimal = WINOGRAD[chosen.algorithm]
     x = np.ascontiguousarray(x)
     transformed = winograd.transform_weights(w, minimal)

@@ -17,9 +17,8 @@ import numpy as np
 from refnet.arrays import Array
 from refnet.kernels.cpu.conv import forward, winograd_gradient
 from refnet.kernels.cpu.conv.epilogue import Epilogue
-from refnet.kernels.cpu.conv.patches import Windows, correlate, matrices, one_tall_image, tiles_of
+from refnet.kernels.cpu.conv.patches import UNPACKED, Windows, correlate, matrices, one_tall_image, tiles_of
 from refnet.kernels.cpu.conv.plan import WINOGRAD, Operation, Plan, plan
-from refnet.kernels.cpu.conv.winograd import UNPACKED
 from refnet.kernels.cpu.scratch import scratch
 from refnet.kernels.cpu.threads import runs, split, spread
 from refnet.ops.conv2d import Padding, Pair

@@ -30,8 +30,8 @@ import numpy as np
 
 from refnet.errors import ArgumentError
 from refnet.kernels.cpu.conv import patches, winograd_gradient
-from refnet.kernels.cpu.conv.patches import Windows
-from refnet.kernels.cpu.conv.winograd import F2, F4, UNPACKED, Minimal, blocks_of
+from refnet.kernels.cpu.conv.patches import Windows, rows_at_once
+from refnet.kernels.cpu.conv.winograd import F2, F4, Minimal, blocks_of
 from refnet.kernels.cpu.precision import Precision, present_precision
 from refnet.ops.conv2d import Padding, Pair
 
@@ -49,13 +49,14 @@ COPY_PATCH = 0.5  # an element of a matrix of patches, copied and packed
 TRANSFORM_WEIGHT = 0.4  # an element of transformed weights
 TRANSPOSE_WEIGHT = 1.0  # an element of weights that are transposed first, for the gradient to the input
 TRANSFORM_PIXEL: dict[str, float] = {"winograd_f2": 8.0, "winograd_f4": 22.0}  # a tile of a channel, in or out
-CALL = 1500.0  # a call of NumPy for a piece of work
+TRANSFORM_TILE: dict[str, float] = {"winograd_f2": 300.0, "winograd_f4": 400.0}  # a tile, in or out, of any channels
+PIECE: dict[str, float] = {"product": 2e3, "patches": 2e4, "winograd_f2": 6e4, "winograd_f4": 9e4}  # calls of NumPy
 # of the gradient to the weights, whose long products are of two matrices that are both packed
 MULTIPLY_LONG = 2 / 130
 TRANSFORM_SUM = 0.3  # an element of the sums that become the gradient
 
 TILES = 192  # of Winograd: 128 to 512 are as quick; less reads the weights too often, more leaves the cache
-ROWS = 2048  # of a product: more than leave its result in cache, for what follows
+ROWS = 1024  # of a product: more leave the cache before what follows, fewer read the weights too often
 LARGEST_ERROR = 2.0**-8  # of a plan, in units of the sum of absolute products: F(4x4,3x3) has it at 1,011 channels
 
 
@@ -78,6 +79,8 @@ class Plan:
     Attributes:
         operation: its name.
         shape: what is computed, in words.
+        windows: whose products with the weights are the result; of the gradient to the input of stride 1, those of
+            the convolution that it is.
         algorithm, tile: the choice; what a tile counts depends on the algorithm.
         seconds: predicted, on one core of the machine that the costs are of.
         error: derived: how far a result may lie from the exact one, in units of the sum of absolute products, if all
@@ -88,6 +91,7 @@ class Plan:
 
     operation: str
     shape: str
+    windows: Windows
     algorithm: Algorithm
     tile: int
     seconds: float
@@ -150,13 +154,13 @@ def plan(
         forced = _checked(named)
     return _plan(
         operation,
-        tuple(x_shape),
-        tuple(w_shape),
+        x_shape,
+        w_shape,
         stride,
         padding,
         dilation,
         groups,
-        np.dtype(dtype).name,
+        np.dtype(dtype),
         precision or present_precision(),
         forced,
         patches.TILE_BYTES,
@@ -253,14 +257,14 @@ def _plan(
     padding: Padding,
     dilation: Pair,
     groups: int,
-    dtype: str,
+    dtype: np.dtype[Any],
     precision: Precision,
     forced: str | None,
     tile_bytes: int,
     block_bytes: int,
 ) -> Plan:
     shape = _shape_of(operation, x_shape, w_shape, stride, padding, dilation, groups)
-    item = np.dtype(dtype).itemsize
+    item = dtype.itemsize
     tiles = {
         name: tile for name, tile in _tiles(shape, tile_bytes, block_bytes, item).items() if name in _serving(shape)
     }
@@ -276,6 +280,7 @@ def _plan(
     return Plan(
         operation=operation,
         shape=str(shape),
+        windows=shape.windows,
         algorithm=_checked(chosen),
         tile=tiles[chosen],
         seconds=seconds[chosen],
@@ -306,11 +311,11 @@ def _of_strided_gradient(shape: _Shape) -> str:
     return "taps" if math.prod(size) > 2 * math.prod(covered) else "residues"
 
 
-def _refusal(name: str, dtype: str, precision: Precision) -> str:
+def _refusal(name: str, dtype: np.dtype[Any], precision: Precision) -> str:
     """Why an algorithm that could serve mustn't; empty if it may."""
     if name not in WINOGRAD:
         return ""
-    if dtype != "float32":
+    if dtype != np.float32:
         return f"(not for {dtype})"
     return "(not in exact order)" if precision == "exact-order" else ""
 
@@ -319,7 +324,7 @@ def _too_rough(name: str, error: float) -> str:
     return f"(error up to {error:.1e})" if name in WINOGRAD and error > LARGEST_ERROR else ""
 
 
-def _error(name: str, shape: _Shape, tile: int, dtype: str) -> float:
+def _error(name: str, shape: _Shape, tile: int, dtype: np.dtype[Any]) -> float:
     if name not in WINOGRAD:
         return (shape.sum_length + 1) * float(np.finfo(dtype).eps) / 2
     if shape.operation == "conv2d_grad_weight":
@@ -340,7 +345,7 @@ def _tiles(shape: _Shape, tile_bytes: int, block_bytes: int, item: int) -> dict[
             },
         }
     return {
-        "product": _rows(shape),
+        "product": min(rows_at_once(shape.depth, shape.outputs) or ROWS, ROWS),
         "patches": max(tile_bytes, weights),
         **dict.fromkeys(WINOGRAD, TILES),
         **dict.fromkeys(("side_by_side", "taps", "residues"), tile_bytes),
@@ -352,52 +357,43 @@ def _winograd_tiles(name: str, shape: _Shape) -> int:
     return shape.images * math.prod(-(-extent // WINOGRAD[name].outputs) for extent in shape.windows.size)
 
 
-def _rows(shape: _Shape) -> int:
-    """Of one product: as many as OpenBLAS takes without packing, if these aren't too few, else all that stay in cache."""
-    unpacked = UNPACKED // max(1, shape.depth * shape.outputs)
-    return min(unpacked, ROWS) if unpacked >= 128 else ROWS
-
-
 def _nanoseconds(name: str, shape: _Shape, tile: int, item: int) -> float:
     """Predicted, for one group."""
     if shape.operation == "conv2d_grad_weight":
         return _gradient_nanoseconds(name, shape, tile, item)
-    weights = shape.depth * shape.outputs
-    if name == "product":
-        return shape.pixels * weights * MULTIPLY + -(-shape.pixels // tile) * (weights * READ_WEIGHT + CALL)
+    weights, matrix = shape.depth * shape.outputs, shape.pixels * shape.depth
+    if name in WINOGRAD:
+        pieces = -(-_winograd_tiles(name, shape) // tile)
+        elements = WINOGRAD[name].size ** 2 * shape.channels * shape.outputs
+        time = elements * (_winograd_tiles(name, shape) * MULTIPLY + TRANSFORM_WEIGHT) + _transforms(name, shape)
+        time += pieces * (elements * READ_WEIGHT + PIECE[name])
+        return time + (weights * TRANSPOSE_WEIGHT if shape.operation == "conv2d_grad_input" else 0)
+    time = matrix * shape.outputs * MULTIPLY
     if name == "patches":
-        matrix = shape.pixels * shape.depth
-        tiles = -(-matrix * item // tile)
-        return shape.pixels * weights * MULTIPLY + matrix * COPY_PATCH + tiles * (weights * READ_WEIGHT + 5 * CALL)
-    if name not in WINOGRAD:
-        return shape.pixels * weights * MULTIPLY
-    tiles, elements = _winograd_tiles(name, shape), WINOGRAD[name].size ** 2 * shape.channels * shape.outputs
-    blocks = -(-tiles // tile)
-    return (
-        tiles * elements * MULTIPLY
-        + blocks * (elements * READ_WEIGHT + 10 * WINOGRAD[name].size * CALL)
-        + elements * TRANSFORM_WEIGHT
-        + (weights * TRANSPOSE_WEIGHT if shape.operation == "conv2d_grad_input" else 0)
-        + tiles * (shape.channels + shape.outputs) * TRANSFORM_PIXEL[name]
-    )
+        return time + matrix * COPY_PATCH + -(-matrix * item // tile) * (weights * READ_WEIGHT + PIECE[name])
+    if name == "product":
+        return time + -(-shape.pixels // tile) * (weights * READ_WEIGHT + PIECE[name])
+    return time
 
 
 def _gradient_nanoseconds(name: str, shape: _Shape, tile: int, item: int) -> float:
     """Predicted for one group of the gradient to the weights."""
     weights, matrix = shape.depth * shape.outputs, shape.pixels * shape.depth
+    if name in WINOGRAD:
+        pieces = -(-_winograd_tiles(name, shape) // tile)
+        elements = WINOGRAD[name].size ** 2 * shape.channels * shape.outputs
+        time = elements * (_winograd_tiles(name, shape) * MULTIPLY_LONG + TRANSFORM_SUM) + _transforms(name, shape)
+        return time + pieces * (elements * READ_WEIGHT + PIECE[name])
+    time = matrix * shape.outputs * MULTIPLY_LONG
     if name == "product":
-        return matrix * shape.outputs * MULTIPLY_LONG + CALL
-    if name == "patches":
-        tiles = -(-matrix * item // tile)
-        return matrix * (shape.outputs * MULTIPLY_LONG + COPY_PATCH) + tiles * (weights * READ_WEIGHT + 5 * CALL)
-    tiles, elements = _winograd_tiles(name, shape), WINOGRAD[name].size ** 2 * shape.channels * shape.outputs
-    blocks = -(-tiles // tile)
-    return (
-        tiles * elements * MULTIPLY_LONG
-        + blocks * (elements * READ_WEIGHT + 10 * WINOGRAD[name].size * CALL)
-        + elements * TRANSFORM_SUM
-        + tiles * (shape.channels + shape.outputs) * TRANSFORM_PIXEL[name]
-    )
+        return time + PIECE[name]
+    return time + matrix * COPY_PATCH + -(-matrix * item // tile) * (weights * READ_WEIGHT + PIECE[name])
+
+
+def _transforms(name: str, shape: _Shape) -> float:
+    """Of all tiles, in and out."""
+    channels = shape.channels + shape.outputs
+    return _winograd_tiles(name, shape) * (channels * TRANSFORM_PIXEL[name] + 2 * TRANSFORM_TILE[name])
 
 
 def _checked(name: str) -> Algorithm:
