@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cpu import conv, dense, matching, nms, pooling, resize, roi, roi_pool, updates
+from refnet.kernels.cpu import conv, dense, matching, nms, pooling, products, resize, roi, roi_pool, updates
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "adamw_update": updates.adamw_update,
@@ -22,6 +22,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "crop_and_resize_grad_boxes": roi.crop_and_resize_grad_boxes,
     "crop_and_resize_grad_images": roi.crop_and_resize_grad_images,
     "match_boxes": matching.match_boxes,
+    "matrix_product": products.matrix_product,
     "max_pool2d_forward": pooling.max_pool2d_forward,
     "max_pool2d_grad": pooling.max_pool2d_grad,
     "nms": nms.nms,

@@ -25,6 +25,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "cross_entropy_forward": losses.cross_entropy_forward,
     "frozen_batch_norm_affine": dense.frozen_batch_norm_affine,
     "match_boxes": matching.match_boxes,
+    "matrix_product": dense.matrix_product,
     "max_pool2d_forward": pooling.max_pool2d_forward,
     "max_pool2d_grad": pooling.max_pool2d_grad,
     "move_running_statistics": dense.move_running_statistics,

@@ -144,6 +144,15 @@ def move_running_statistics(
     PROGRAM.launch(xp, name, (blocks(mean.size, THREADS),), (THREADS,), arguments)
 
 
+def matrix_product(a: Array, b: Array) -> Array:
+    """See :func:`refnet.ops.matrix_product`: cuBLAS's, by CuPy, which takes transposes as they are."""
+    check_floats("matrix_product", a=a, b=b)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise ShapeError(f"matrix_product: expected (M, K) and (K, N), got {a.shape} and {b.shape}")
+    product: Array = namespace(a, b).matmul(a, b)
+    return product
+
+
 def sum_rows(g: Array) -> Array:
     """See :func:`refnet.ops.sum_rows`. Two launches: the blocks' sums, then their sum."""
     _check_channels("sum_rows", g)

@@ -44,7 +44,7 @@ from refnet.ops.crop_and_resize import (
 from refnet.ops.cross_entropy import cross_entropy, cross_entropy_forward
 from refnet.ops.dropout import dropout
 from refnet.ops.elementwise import absolute, clip, exp, log, maximum, minimum, power, sqrt
-from refnet.ops.linear import linear, matmul, sum_rows
+from refnet.ops.linear import linear, matmul, matrix_product, sum_rows
 from refnet.ops.matching import match_boxes
 from refnet.ops.nms import batched_nms, batched_nms_padded, nms
 from refnet.ops.pooling import avg_pool2d, max_pool2d, max_pool2d_forward, max_pool2d_grad
@@ -107,6 +107,7 @@ __all__ = [
     "log_softmax",
     "match_boxes",
     "matmul",
+    "matrix_product",
     "max",
     "max_pool2d",
     "max_pool2d_forward",

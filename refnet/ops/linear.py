@@ -20,7 +20,7 @@ class Linear(Function):
     def forward(self, x: Array, w: Array, *bias: Array) -> Array:
         self.shape = x.shape
         self.x, self.w = x.reshape(math.prod(x.shape[:-1]), w.shape[0]), w  # one product, whatever the leading axes
-        y: Array = self.x @ w
+        y = matrix_product(self.x, w)
         if bias:
             y += bias[0]  # in place: y is ours
         return y.reshape(*x.shape[:-1], w.shape[1])
@@ -28,12 +28,19 @@ class Linear(Function):
     def backward(self, grad_output: Array) -> Gradients:
         g = grad_output.reshape(len(self.x), self.w.shape[1])
         grads: list[Array | None] = [
-            (g @ self.w.T).reshape(self.shape) if self.needs_grad[0] else None,
-            self.x.T @ g if self.needs_grad[1] else None,
+            matrix_product(g, self.w.T).reshape(self.shape) if self.needs_grad[0] else None,
+            matrix_product(self.x.T, g) if self.needs_grad[1] else None,
         ]
         if len(self.needs_grad) == 3:
             grads.append(sum_rows(g) if self.needs_grad[2] else None)
         return tuple(grads)
+
+
+@kernel_op
+def matrix_product(a: Float[Array, "M K"], b: Float[Array, "K N"]) -> Float[Array, "M N"]:
+    """a b: the fully connected layer without its bias, and with a transpose on either side its gradients."""
+    product: Array = a @ b
+    return product
 
 
 @kernel_op

@@ -1,11 +1,19 @@
-"""relu and the affine layer: little arithmetic on many numbers."""
+"""relu and the affine layer, which do little arithmetic on many numbers, and the product of two matrices."""
 
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
-from refnet.ops import affine_forward, affine_grad_input, affine_grad_parameters, relu_forward, relu_grad, sum_rows
+from refnet.ops import (
+    affine_forward,
+    affine_grad_input,
+    affine_grad_parameters,
+    matrix_product,
+    relu_forward,
+    relu_grad,
+    sum_rows,
+)
 from refnet.testing.bounds import sums
 from refnet.testing.calls import Call, Kind, Shape, Values
 from refnet.testing.contract import Adjoint, Contract
@@ -42,6 +50,29 @@ def _relu_calls(draw: Draw, gradient: bool) -> Call:
 @st.composite
 def _affine_calls(draw: Draw, names: tuple[str, ...]) -> Call:
     return _channels(names, draw(shapes(least_axes=2)), draw(kinds), draw(seeds))
+
+
+def _product(rows: int, inner: int, columns: int, kind: Kind, seed: int) -> Call:
+    return Call.of({"a": Values((rows, inner), kind, seed), "b": Values((inner, columns), kind, seed + 1)})
+
+
+@st.composite
+def _products(draw: Draw) -> Call:
+    rows, inner, columns = (draw(st.integers(0, 40)) for _ in range(3))
+    return _product(rows, inner, columns, draw(kinds), draw(seeds))
+
+
+PRODUCTS = {
+    "no row": (0, 3, 2),
+    "no column": (3, 2, 0),
+    "sums of nothing": (3, 0, 2),
+    "one number": (1, 1, 1),
+    "one row": (1, 65, 33),
+    "one column": (65, 33, 1),
+    "more rows than columns": (129, 70, 65),
+    "more columns than rows": (65, 70, 129),
+    "large enough to be shared among threads": (131, 257, 129),
+}
 
 
 RELU_SHAPES: dict[str, Shape] = {
@@ -114,6 +145,20 @@ CONTRACTS = (
         bound=sums(_rows),
         why="sums over the rows of the batch",
         adjoints=(Adjoint(of="grad_output", transposed=lambda u, call: call["x"].astype(np.float64) * u),),
+    ),
+    Contract(
+        operation=matrix_product,
+        inputs=_products(),
+        edges={
+            **{title: _product(*shape, "integers", 3) for title, shape in PRODUCTS.items()},
+            "any numbers": _product(70, 33, 65, "normal", 3),
+        },
+        bound=sums(lambda call: call["a"].shape[1]),
+        why="sums over the rows of b",
+        adjoints=(
+            Adjoint(of="a", transposed=lambda u, call: u @ call["b"].T),
+            Adjoint(of="b", transposed=lambda u, call: call["a"].T @ u),
+        ),
     ),
     Contract(
         operation=sum_rows,
