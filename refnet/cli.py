@@ -382,7 +382,13 @@ class Bench:
     quick: bool = False
     """Everything as small as it can be: shows that it works, and no more."""
     out: Path = Path("runs/bench")
-    """The folder that receives results.json, table.md and charts."""
+    """The folder that receives results.json, table.md, ratios.png and growth.png."""
+    keep: bool = False
+    """Keep what an earlier run left in --out of all that isn't measured again."""
+    explain: bool = False
+    """Instead of measuring, say which algorithm each convolution of the network takes, and why."""
+    size: int = 512
+    """With --explain: the image's height and width."""
 
     def run(self) -> int:
         """Measure."""
@@ -886,26 +892,33 @@ def _check(command: CheckKernel) -> int:
 def _bench(command: Bench) -> int:
     from refnet.bench import report, run, subjects
     from refnet.bench.contestants import Field
+    from refnet.bench.explain import explanations
 
-    listed = subjects.chosen(subjects.subjects(quick=command.quick), command.only)
+    everything = subjects.everything(quick=command.quick)
+    listed = subjects.chosen(everything, command.only)
     if not listed or min(command.threads, default=0) < 1 or command.rounds < 1:
         raise ConfigError(
             f"bench: expected words of subjects that --list names, threads and rounds of at least 1, got "
             f"{command.only}, {command.threads}, {command.rounds}"
         )
     if command.list:
-        print("\n".join(subject.name for subject in listed))
+        print("\n".join(one.name for one in listed))
+        return 0
+    if command.explain:
+        print("\n".join(explanations(command.size)))
         return 0
     _set_up_process(TrainConfig())
     field = Field.find()
     for name, reason in field.missing.items():
         print(f"LEFT OUT: {name}: {reason}")
+    earlier = report.read(command.out, field) if command.keep else run.Report()
     found = run.Report()
     for threads in command.threads:
         bench = run.Bench(field, rounds=command.rounds, threads=threads)
         run.run(listed, bench, found, tell=lambda done: print(report.line(done), flush=True))
-        report.write(found, field, command.out, rounds=command.rounds)
-    print(f"written: {command.out / report.TABLE}, {command.out / report.RESULTS}")
+        whole = report.merged(earlier, found, [one.name for one in everything])
+        report.write(whole, field, command.out, rounds=command.rounds)
+    print(f"written: {command.out / report.TABLE} and what lies beside it")
     return DEPARTS if found.failures else 0
 
 

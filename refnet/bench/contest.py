@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -48,19 +48,49 @@ class Part:
     prepare: Callable[[Field], Contest]
 
 
+Measurement: TypeAlias = tuple[Mapping[str, Sequence[float]], str]
+"""The values of each contestant, round by round, and what was checked."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A row of the table: parts whose times are added up.
+    """A row of the table: parts whose times are added up, or something else than time.
 
     Attributes:
         name: what ``--only`` looks for.
         parts: each with how often it occurs.
         against: whom refnet's kernels are compared with, each with what is asked; None where it is only reported.
+        unit: of what is measured.
+        measure: instead of parts, what measures it with those contestants that are there and so many threads.
     """
 
     name: str
-    parts: tuple[tuple[int, Part], ...]
+    parts: tuple[tuple[int, Part], ...] = ()
     against: Mapping[str, Bar | None] = field(default_factory=dict)
+    unit: str = "s"
+    measure: Callable[[Field, int], Measurement] | None = None
+
+    @classmethod
+    def of(cls, part: Part, against: Mapping[str, Bar | None]) -> Subject:
+        """A subject of one part, by its name."""
+        return cls(name=part.name, parts=((1, part),), against=against)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """How a subject grows.
+
+    Attributes:
+        name: what ``--only`` looks for.
+        along: what grows.
+        points: how large it is, and the subject of that size.
+        bar: what is asked of the exponent of refnet's kernels.
+    """
+
+    name: str
+    along: str
+    points: tuple[tuple[int, Subject], ...]
+    bar: Bar | None
 
 
 def within_contract(

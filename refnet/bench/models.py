@@ -11,7 +11,7 @@ import numpy as np
 
 from refnet.arrays import Array
 from refnet.bench import rule, torch_models
-from refnet.bench.contest import Contest, WrongResult
+from refnet.bench.contest import Contest, Part, WrongResult
 from refnet.bench.contestants import CPU, CUDA, SPECIFICATION, TORCHVISION, Field, by_specification, on_device
 from refnet.nn.init import Blank
 from refnet.rcnn.config import ModelConfig
@@ -46,6 +46,13 @@ def small_network(height: int, width: int) -> ModelConfig:
         roi_targets=replace(config.roi_targets, batch_size=16),
         detections=replace(config.detections, limit=5),
     )
+
+
+def inference(height: int, width: int, *, quick: bool, specification: bool = False) -> Part:
+    """Objects in an image of this size, against torchvision or the specification."""
+    config = (small_network if quick else network)(height, width)
+    prepare = partial(prepare_inference, config=config, height=height, width=width, specification=specification)
+    return Part(name=f"{'specification' if specification else 'inference'} {height}x{width}", prepare=prepare)
 
 
 def rule_state(config: ModelConfig) -> dict[str, Array]:

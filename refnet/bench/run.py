@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from refnet.bench.bars import Bar
-from refnet.bench.contest import Part, Subject, WrongResult
+from refnet.bench.contest import Curve, Part, Subject, WrongResult
 from refnet.bench.contestants import CPU, SPECIFICATION, Field
 from refnet.bench.stopwatch import Spread, in_turns
 
@@ -51,6 +53,7 @@ class Result:
         absent: whom it should have been compared with, and wasn't: each with what is asked.
         check: what was found equal before.
         date: when, to the minute.
+        parts: each contestant's median for each part, once, where there are several.
     """
 
     subject: str
@@ -61,6 +64,39 @@ class Result:
     absent: Mapping[str, Bar | None]
     check: str
     date: str
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """How a subject grew with some number of threads.
+
+    Attributes:
+        curve: its name.
+        threads: how many each contestant had.
+        along: what grew.
+        unit: "s" or "MiB".
+        sizes: how large it was.
+        spreads: of each contestant, one for each size.
+        exponents: b of each contestant's fitted power, size^b.
+        bar: what is asked of that of refnet's kernels, or None.
+        date: when, to the minute.
+    """
+
+    curve: str
+    threads: int
+    along: str
+    unit: str
+    sizes: Sequence[int]
+    spreads: Mapping[str, Sequence[Spread]]
+    exponents: Mapping[str, float]
+    bar: Bar | None
+    date: str
+
+    @property
+    def kept(self) -> bool:
+        """Whether what is asked is reached."""
+        return self.bar is None or self.exponents[CPU] <= self.bar.at_most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +113,7 @@ class Report:
     """Everything that a run found; see :mod:`refnet.bench.report` for how it is written down."""
 
     results: list[Result] = field(default_factory=list)
+    growths: list[Growth] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -104,12 +141,40 @@ class Bench:
         Raises:
             WrongResult: a contestant computes something else.
         """
+        if subject.measure is not None:
+            values, check = subject.measure(self.field, self.threads)
+            return compare(subject, values, threads=self.threads, check=check)
         parts = [(count, *self._times(part)) for count, part in subject.parts]
         names = [name for name in parts[0][1] if all(name in times for _, times, _ in parts)]
         totals = {name: _added([(count, times[name]) for count, times, _ in parts]) for name in names}
         checks = list(dict.fromkeys(check for *_, check in parts))
         check = checks[0] if len(checks) == 1 else f"{len(parts)} parts, each checked"
-        return compare(subject, totals, threads=self.threads, unit="s", check=check)
+        medians = {
+            part.name: {name: statistics.median(values) for name, values in times.items()}
+            for (_, part), (_, times, _) in zip(subject.parts, parts, strict=True)
+        }
+        return compare(subject, totals, threads=self.threads, check=check, parts=medians if len(parts) > 1 else {})
+
+    def trace(self, curve: Curve) -> Growth:
+        """Measure every point of a curve, and fit a power to it.
+
+        Raises:
+            WrongResult: a contestant computes something else.
+        """
+        results = [self.measure(subject) for _, subject in curve.points]
+        sizes = [size for size, _ in curve.points]
+        spreads = {name: [result.spreads[name] for result in results] for name in results[0].spreads}
+        return Growth(
+            curve=curve.name,
+            threads=self.threads,
+            along=curve.along,
+            unit=results[0].unit,
+            sizes=sizes,
+            spreads=spreads,
+            exponents={name: exponent(sizes, [s.median for s in each]) for name, each in spreads.items()},
+            bar=curve.bar,
+            date=_now(),
+        )
 
     def _times(self, part: Part) -> tuple[dict[str, list[float]], str]:
         """Seconds by contestant, and what was checked; measured once."""
@@ -128,7 +193,14 @@ def _added(parts: Sequence[tuple[int, Sequence[float]]]) -> list[float]:
     return [sum(count * times[index] for count, times in parts) for index in range(rounds.pop())]
 
 
-def compare(subject: Subject, values: Mapping[str, Sequence[float]], *, threads: int, unit: str, check: str) -> Result:
+def compare(
+    subject: Subject,
+    values: Mapping[str, Sequence[float]],
+    *,
+    threads: int,
+    check: str,
+    parts: Mapping[str, Mapping[str, float]] | None = None,
+) -> Result:
     """The result of a subject, from the values of each contestant round by round."""
     spreads = {name: Spread.of(each) for name, each in values.items()}
     ratios = []
@@ -145,26 +217,46 @@ def compare(subject: Subject, values: Mapping[str, Sequence[float]], *, threads:
     return Result(
         subject=subject.name,
         threads=threads,
-        unit=unit,
+        unit=subject.unit,
         spreads=spreads,
         ratios=ratios,
         absent={peer: bar for peer, bar in subject.against.items() if peer not in values},
         check=check,
-        date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        date=_now(),
+        parts=parts or {},
     )
 
 
-def run(subjects: Iterable[Subject], bench: Bench, report: Report, *, tell: Callable[[Result | Failure], None]) -> None:
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """b of the power a · size^b that is nearest to the values: the slope of a line through logarithms, least squares."""
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def run(
+    listed: Iterable[Subject | Curve],
+    bench: Bench,
+    report: Report,
+    *,
+    tell: Callable[[Result | Growth | Failure], None],
+) -> None:
     """Measure all of them into `report`; `tell` hears of each when it is done."""
-    for subject in subjects:
-        done: Result | Failure
+    for one in listed:
+        done: Result | Growth | Failure
         try:
-            done = bench.measure(subject)
-            report.results.append(done)
+            if isinstance(one, Curve):
+                done = bench.trace(one)
+                report.growths.append(done)
+            else:
+                done = bench.measure(one)
+                report.results.append(done)
         except WrongResult as wrong:
-            done = Failure(subject=subject.name, threads=bench.threads, reason=f"wrong result: {wrong}")
+            done = Failure(subject=one.name, threads=bench.threads, reason=f"wrong result: {wrong}")
             report.failures.append(done)
         except Exception:
-            done = Failure(subject=subject.name, threads=bench.threads, reason=traceback.format_exc())
+            done = Failure(subject=one.name, threads=bench.threads, reason=traceback.format_exc())
             report.failures.append(done)
         tell(done)

@@ -17,7 +17,7 @@ import numpy as np
 
 from refnet.arrays import Array
 from refnet.bench import models, rule, torch_models
-from refnet.bench.contest import Contest, WrongResult
+from refnet.bench.contest import Contest, Part, WrongResult
 from refnet.bench.contestants import CPU, CUDA, TORCHVISION, Field, on_device
 from refnet.data import Sample, batches
 from refnet.rcnn.config import ModelConfig
@@ -92,6 +92,13 @@ class Gradients:
 
     losses: Mapping[str, float]
     arrays: Mapping[str, Array]
+
+
+def step(height: int, width: int, batch: int, *, quick: bool) -> Part:
+    """A step of training on so many images of this size."""
+    config = (models.small_network if quick else models.network)(height, width)
+    prepare = partial(prepare_step, config=config, height=height, width=width, batch=batch)
+    return Part(name=f"training step {height}x{width}, batch {batch}", prepare=prepare)
 
 
 def prepare_step(field: Field, *, config: ModelConfig, height: int, width: int, batch: int) -> Contest:
@@ -230,6 +237,16 @@ def _their_steps(
         torch_models.train_step(model, optimizer, batch, settings, torch)
 
     return step
+
+
+def steps_of(
+    who: str, config: ModelConfig, state: Mapping[str, Array], samples: list[Sample], torch: Any
+) -> Callable[[], None]:
+    """Steps of kernels/cpu or of torchvision on the same samples."""
+    loader = itertools.repeat(samples)
+    if who == TORCHVISION:
+        return _their_steps(torch_models.maskrcnn(config), state, loader, STILL, torch)
+    return _our_steps(config, state, loader, STILL, "cpu")
 
 
 def check_gradients(found: Mapping[str, Gradients]) -> str:
