@@ -175,9 +175,13 @@ def _pool(
             (top, bottom), (left, right) = down[r], across[r]
             window = images[image[r], top:bottom, left:right]  # h w C
             here, y, x, result = narrowed[: bottom - top], rows.weights[r], columns.weights[r], lines[r]
+            flat = here.reshape(bottom - top, q * c)
+            if c == 1:  # then columns too are one product, and larger ones are faster than many
+                np.matmul(window[:, :, 0], x[:, : right - left].T, out=flat)
+                np.matmul(y[:, : bottom - top], flat, out=result)
+                continue
             for a, b, start, stop in columns.groups[r]:
                 np.matmul(x[a:b, start:stop], window[:, start:stop], out=here[:, a:b])  # h Q C
-            flat = here.reshape(bottom - top, q * c)
             for a, b, start, stop in rows.groups[r]:
                 np.matmul(y[a:b, start:stop], flat[start:stop], out=result[a:b])
 
