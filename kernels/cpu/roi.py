@@ -206,7 +206,8 @@ def _scatter(
     grad_output = np.ascontiguousarray(grad_output)
     p, width = rows.weights.shape[1], columns.weights.shape[2]
     lines = np.zeros((n * h, w * c), grad_output.dtype)
-    tops = (image_index * h + rows.first).tolist()
+    above = image_index.astype(np.int64) * h  # lines of the images before; bytes would be too small for them
+    tops = (above + rows.first).tolist()
     across = columns.ranges
     order = _by_position(image_index, rows, columns)
 
@@ -222,7 +223,7 @@ def _scatter(
                 for group in groups:
                     add(r, group, top, left * c, right * c)
 
-    spread(work, _bands(image_index * h + rows.first, image_index * h + rows.stop, n * h, grad_output.size))
+    spread(work, _bands(above + rows.first, above + rows.stop, n * h, grad_output.size))
     return lines.reshape(input_shape)
 
 

@@ -80,7 +80,7 @@ def test_the_same_inputs_give_the_same_bits_whatever_their_layout(seed):
         np.testing.assert_array_equal(result, expected[name], err_msg=name)
 
 
-def bulky(regions: int = 24) -> tuple[Regions, dict[str, Any]]:
+def bulky(channels: int, regions: int = 24) -> tuple[Regions, dict[str, Any]]:
     """Boxes of two images that take every path: several groups of bins, products in pieces, more than one thread."""
     rng = np.random.default_rng(3)
     low = rng.uniform(-8, 120, (regions, 2))
@@ -88,22 +88,34 @@ def bulky(regions: int = 24) -> tuple[Regions, dict[str, Any]]:
     boxes[0] = [-20, -10, 300, 200]  # reaches over the whole image, and beyond
     boxes[1] = [90, 60, 10, 5]  # runs backwards
     case = Regions(
-        features_shape=(2, 40, 48, 96), boxes=boxes, image_index=rng.integers(0, 2, regions), size=(14, 9),
+        features_shape=(2, 40, 48, channels), boxes=boxes, image_index=rng.integers(0, 2, regions), size=(14, 9),
         spatial_scale=0.25, sampling_ratio=2, aligned=True, seed=5,
     )  # fmt: skip
     return case, {"dtype": np.float32, "whole": True}
 
 
 @pytest.mark.parametrize("product", ["of BLAS", "of NumPy"])
+@pytest.mark.parametrize("channels", [1, 96])
 @pytest.mark.parametrize("name", CHECKS)
-def test_large_regions_in_groups_and_threads(name, product, thread_count, monkeypatch):
+def test_large_regions_in_groups_and_threads(name, channels, product, thread_count, monkeypatch):
     """Where BLAS can't be reached, its products are made by NumPy and added; threads share the regions, or the rows."""
     if product == "of NumPy":
         monkeypatch.setattr(blas, "function", lambda dtype: None)
-    case, how = bulky()
+    monkeypatch.setattr(roi, "LEAST", 0)
+    case, how = bulky(channels)
     CHECKS[name](getattr(roi, name), case, **how)
     monkeypatch.setattr(roi, "SMALL", 20_000)  # products in several pieces
     CHECKS[name](getattr(roi, name), case, **how)
+
+
+def test_image_indices_of_one_byte():
+    """From the fifth image on, lines have numbers that a byte doesn't hold."""
+    arguments = large(0)
+    arguments["features"] = np.tile(arguments["features"], (5, 1, 1, 1))
+    arguments["image_index"] = np.arange(40) % 10
+    expected = run_all(**arguments)
+    for name, result in run_all(**arguments | {"image_index": arguments["image_index"].astype(np.int8)}).items():
+        np.testing.assert_array_equal(result, expected[name], err_msg=name)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
