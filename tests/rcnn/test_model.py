@@ -183,6 +183,7 @@ SWITCHES = {
     "biased variance": {"backbone.norm_variance": "biased"},
     "Keras' variance": {"backbone.norm_variance": "keras"},
     "blocks that don't start as the identity": {"backbone.zero_init_residual": False},
+    "checkpoints of blocks": {"backbone.checkpoint": True},
     "Glorot's weights": {
         f"{stage}.initialization": "glorot_uniform" for stage in ("backbone", "fpn", "rpn", "box_head", "mask_head")
     },
