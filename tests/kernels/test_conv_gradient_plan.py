@@ -71,7 +71,7 @@ def test_winograd_is_for_plain_windows(name, parameters):
         assert chosen(name, *shape, **parameters) in ("patches", "residues")
 
 
-def test_strided_gradients_to_the_input_have_one_plan_each():
+def test_gradients_to_the_input_that_are_no_convolution_have_one_plan_each():
     def of(size: int, kernel: int, stride: int, padding: int, **parameters: Any) -> str:
         shape = (1, size, size, 8), (kernel, kernel, 8 // parameters.get("groups", 1), 8)
         return plan("conv2d_grad_input", *shape, **geometry(padding, stride, **parameters)).algorithm
@@ -82,7 +82,8 @@ def test_strided_gradients_to_the_input_have_one_plan_each():
     assert of(28, 2, 2, 0, groups=2) == "residues"
     assert of(28, 2, 2, 0, dilation=2) == "residues"
     assert of(28, 3, 2, 1) == of(28, 1, 2, 0) == "residues"
-    assert of(7, 4, 4, 0) == "taps"  # one window, and most pixels in none
+    assert of(7, 6, 1, 0) == "taps"  # few windows, so far more pixels than outputs
+    assert of(7, 7, 1, 0) == "side_by_side"  # a fully connected layer as a convolution
 
 
 def test_a_plan_says_why():

@@ -109,7 +109,7 @@ def test_a_plan_can_be_asked_for(monkeypatch):
 
 def test_a_plan_says_why():
     line = explain("conv2d_forward", (2, 64, 64, 128), (3, 3, 128, 128), **PLAIN)
-    assert line.startswith("conv2d_forward 2 x 64x64x128 -> 128, 3x3: winograd_f4, tile 192, about ")
+    assert line.startswith("conv2d_forward 2 x 64x64x128 -> 128, 3x3: winograd_f4, tile 256, about ")
     assert "the quickest; alternatives: patches " in line
     assert "error at most 6.0e-04 of the sum of absolute products" in line
     line = explain("conv2d_forward", (1, 9, 9, 8), (1, 1, 4, 6), **geometry(1, stride=2, groups=2))

@@ -205,7 +205,8 @@ def _side_by_side(grad_output: Array, w: Array, tile_bytes: int) -> Array:
     """The gradient to the input where windows tile the image: one product for all taps, whose rows are then put apart."""
     n, ho, wo, outputs = grad_output.shape
     kh, kw, channels, _ = w.shape
-    weights = w.transpose(3, 0, 1, 2).reshape(outputs, -1)  # O kh·kw·C
+    # O kh·kw·C, of a transposed convolution's weights by a copy with long runs
+    weights = w.reshape(-1, outputs).T if w.flags.c_contiguous else w.transpose(3, 0, 1, 2).reshape(outputs, -1)
     grad = np.empty((n, ho * kh, wo * kw, channels), grad_output.dtype)
     lines, pixels = grad_output.reshape(n * ho, wo, outputs), grad.reshape(n * ho, kh, wo, kw * channels)
 

@@ -11,9 +11,9 @@ The algorithms, each with what its tile counts:
 * "patches": windows copied side by side (im2col); bytes of such a matrix.
 * "winograd_f2", "winograd_f4": F(2x2,3x3) and F(4x4,3x3); tiles that are worked on together.
 
-The gradient to the input of stride 1 is a convolution of the output's gradient, and is planned as such. For other
-strides there is no choice: where the windows tile the image, "side_by_side", one product for all taps; where most of
-the image is in no window, "taps", added one by one; else "residues", a convolution of stride 1 for each, see
+The gradient to the input is, for stride 1, a convolution of the output's gradient, and is planned as such. Otherwise there
+is no choice: where the windows tile the image, "side_by_side", one product for all taps; where the output is far smaller
+than the image, "taps", added one by one; else "residues", a convolution of stride 1 for each, see
 :mod:`refnet.kernels.cpu.conv.grads`. The gradient to the weights takes the algorithms of the forward pass, transposed.
 """
 
@@ -55,7 +55,8 @@ PIECE: dict[str, float] = {"product": 2e3, "patches": 2e4, "winograd_f2": 6e4, "
 MULTIPLY_LONG = 2 / 130
 TRANSFORM_SUM = 0.3  # an element of the sums that become the gradient
 
-TILES = 192  # of Winograd: 128 to 512 are as quick; less reads the weights too often, more leaves the cache
+TILES = 256  # of Winograd: fewer read the weights too often, more leave the cache
+LARGEST_TILES = 1024  # of few channels
 ROWS = 1024  # of a product: more leave the cache before what follows, fewer read the weights too often
 LARGEST_ERROR = 2.0**-8  # of a plan, in units of the sum of absolute products: F(4x4,3x3) has it at 1,011 channels
 
@@ -187,9 +188,9 @@ def winograd_error(minimal: Minimal, channels: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What is computed.
+    """What is computed; of the gradient to the input, if it is one, the convolution of the output's gradient.
 
-    Of the gradient to the input of stride 1, the convolution of the output's gradient that it is.
+    `only` names the algorithm where there is no choice.
     """
 
     operation: Operation
@@ -199,6 +200,7 @@ class _Shape:
     channels: int
     outputs: int
     groups: int
+    only: str
 
     def __str__(self) -> str:
         kh, kw = self.windows.kernel_size
@@ -234,7 +236,8 @@ def _shape_of(
 ) -> _Shape:
     size, channels, outputs = (x_shape[1], x_shape[2]), w_shape[2], w_shape[3] // groups
     windows = Windows.of_convolution(size, w_shape[:2], stride, padding, dilation)
-    if operation == "conv2d_grad_input" and stride == (1, 1):
+    only = _way_of_grad_input(windows, size, groups) if operation == "conv2d_grad_input" else ""
+    if operation == "conv2d_grad_input" and not only:
         size, windows = windows.size, windows.adjoint(size)
         channels, outputs = outputs, channels
     return _Shape(
@@ -245,6 +248,7 @@ def _shape_of(
         channels=channels,
         outputs=outputs,
         groups=groups,
+        only=only,
     )
 
 
@@ -292,23 +296,25 @@ def _plan(
 
 def _serving(shape: _Shape) -> tuple[str, ...]:
     """The algorithms that can compute this."""
-    windows, size = shape.windows, shape.image_size
-    if shape.operation == "conv2d_grad_input" and windows.stride != (1, 1):
-        return (_of_strided_gradient(shape),)
-    if windows.are_the_pixels(size):
+    windows = shape.windows
+    if shape.only:
+        return (shape.only,)
+    if windows.are_the_pixels(shape.image_size):
         return ("product",)
     plain = (*windows.stride, *windows.dilation, shape.groups) == (1, 1, 1, 1, 1)
     return ("patches", *WINOGRAD) if windows.kernel_size == (3, 3) and plain else ("patches",)
 
 
-def _of_strided_gradient(shape: _Shape) -> str:
-    """What computes the gradient to the input where windows are more than a pixel apart."""
-    windows, size = shape.windows, shape.image_size
-    covered = tuple(number * step for number, step in zip(windows.size, windows.stride, strict=True))
-    plain = (*windows.origin, *windows.dilation, shape.groups) == (0, 0, 1, 1, 1)
-    if windows.kernel_size == windows.stride and covered == size and plain:
+def _way_of_grad_input(windows: Windows, size: Pair, groups: int) -> str:
+    """The algorithm of the gradient to the input, but for a convolution of the output's gradient: empty."""
+    along = list(zip(windows.kernel_size, windows.size, windows.stride, size, strict=True))
+    tiled = all((k == s or n == 1) and k * n == extent for k, n, s, extent in along)
+    plain = (*windows.origin, *windows.dilation, groups) == (0, 0, 1, 1, 1)
+    if tiled and plain and windows.kernel_size != (1, 1):
         return "side_by_side"
-    return "taps" if math.prod(size) > 2 * math.prod(covered) else "residues"
+    if math.prod(size) > 2 * math.prod(n * s for _, n, s, _ in along):
+        return "taps"
+    return "" if windows.stride == (1, 1) else "residues"
 
 
 def _refusal(name: str, dtype: np.dtype[Any], precision: Precision) -> str:
@@ -334,20 +340,21 @@ def _error(name: str, shape: _Shape, tile: int, dtype: np.dtype[Any]) -> float:
 
 
 def _tiles(shape: _Shape, tile_bytes: int, block_bytes: int, item: int) -> dict[str, int]:
-    weights = shape.depth * shape.outputs * item
+    weights, unpacked = shape.depth * shape.outputs * item, rows_at_once(shape.channels, shape.outputs)
     if shape.operation == "conv2d_grad_weight":
+        blocks = {
+            name: winograd_gradient.tiles_of_block(minimal, shape.channels, shape.outputs, item, block_bytes)
+            for name, minimal in WINOGRAD.items()
+        }
         return {
             "product": shape.pixels,
             "patches": max(tile_bytes, 4 * weights),  # every tile adds a product as large as the weights
-            **{
-                name: winograd_gradient.tiles_of_block(minimal, shape.channels, shape.outputs, item, block_bytes)
-                for name, minimal in WINOGRAD.items()
-            },
+            **{name: min(block, unpacked or block, LARGEST_TILES) for name, block in blocks.items()},
         }
     return {
         "product": min(rows_at_once(shape.depth, shape.outputs) or ROWS, ROWS),
         "patches": max(tile_bytes, weights),
-        **dict.fromkeys(WINOGRAD, TILES),
+        **dict.fromkeys(WINOGRAD, min(unpacked or TILES, LARGEST_TILES)),
         **dict.fromkeys(("side_by_side", "taps", "residues"), tile_bytes),
     }
 
