@@ -21,12 +21,12 @@ import numpy as np
 
 from refnet.arrays import Array, namespace
 from refnet.errors import ArgumentError, DTypeError, LaunchError, ShapeError
-from refnet.kernels.cuda.program import Instantiation, Program, blocks, ready
+from refnet.kernels.cuda.program import LARGEST_GRID, Instantiation, Program, blocks, ready
 from refnet.ops.conv2d import Padding, Pair, output_extent
 
 Operation: TypeAlias = Literal["forward", "grad_input", "grad_weight"]
 LIMIT = 2**31 - 2**16  # of pixels and of weights: their indices, and those of a tile that hangs over, are int32
-GRID_LIMIT = 2**16 - 1  # blocks along y and along z
+GRID_LIMIT = LARGEST_GRID[1]  # blocks along y and along z
 VECTOR = 16  # bytes of a copy
 EMULATED = 0  # the compute capability of no device
 MULTIPROCESSORS = 132  # an H200's; on another GPU the plan is only less good

@@ -25,6 +25,7 @@ from refnet.arrays import is_array, namespace
 from refnet.errors import LaunchError
 
 Launch = Callable[..., None]
+LARGEST_GRID = (2**31 - 1, 65535, 65535)  # blocks along x, y and z, on every device
 FOLDER = Path(str(files("refnet.kernels.cuda")))
 _folder: ContextVar[Path] = ContextVar("folder", default=FOLDER)
 
@@ -123,13 +124,16 @@ class Program:
                 must know them to tell them from memory that isn't the kernel's.
 
         Raises:
-            LaunchError: an argument isn't contiguous, or is a Python number, or the name isn't one of the program's.
+            LaunchError: an argument isn't contiguous, or is a Python number, or the name isn't one of the program's, or
+                the grid is larger than any may be.
         """
         if name not in self.names:
             known = ", ".join(entry.name for entry in self.instantiations)
             raise LaunchError(f"{self.path.name}: expected one of the instantiations {known}; got {name!r}")
         if min(grid) < 1:  # CuPy would round an extent of 0 up to 1
             return
+        if any(extent > most for extent, most in zip(grid, LARGEST_GRID, strict=False)):
+            raise LaunchError(f"{self.path.name}: {name}: expected a grid of at most {LARGEST_GRID}, got {grid}")
         for index, value in enumerate(arguments):
             if not isinstance(value, np.generic):
                 self._check_argument(name, index, value)

@@ -7,7 +7,7 @@ import numpy as np
 
 from refnet.arrays import Array, namespace
 from refnet.errors import ShapeError
-from refnet.kernels.cuda.program import Program, blocks, ready
+from refnet.kernels.cuda.program import LARGEST_GRID, Program, blocks, ready
 from refnet.kernels.cuda.vectors import THREADS, TYPES, check_count, check_floats, check_shape, width
 from refnet.ops.conv2d import Pair
 
@@ -16,7 +16,6 @@ PROGRAM = Program(
     [f"refnet::{kernel}<{T}>" for T in TYPES.values() for kernel in ("resample", "resample_grad")],
     contraction=False,
 )
-GRID = 65535  # the largest extent of a grid along y and z
 
 
 class Axis(ctypes.Structure):
@@ -105,7 +104,8 @@ def _launch(kernel: str, what: str, axes: tuple[Axis, Axis], extents: Pair, argu
     images, channels = result.shape[0], result.shape[3]
     wide = width(channels, *arrays)
     check_count(f"{what}: numbers in a row", extents[1] * channels)
-    grid = (blocks(extents[1] * channels // wide, THREADS), min(extents[0], GRID), min(images, GRID))
+    columns = blocks(extents[1] * channels // wide, THREADS)
+    grid = (columns, min(extents[0], LARGEST_GRID[1]), min(images, LARGEST_GRID[2]))
     arguments = (*axes, np.int32(images), np.int32(channels), np.int32(wide), *arguments)
     name = f"refnet::{kernel}<{TYPES[result.dtype]}>"
     PROGRAM.launch(namespace(result), name, grid, (THREADS,), arguments, outputs=(len(arguments) - 1,))

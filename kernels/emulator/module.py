@@ -10,13 +10,13 @@ from typing import Any, get_args
 import numpy as np
 
 from refnet.errors import KernelFault, LaunchError
-from refnet.kernels.cuda.program import Launch, Program
+from refnet.kernels.cuda.program import LARGEST_GRID, Launch, Program
 from refnet.kernels.emulator.compiler import Compiled, Request, compile_kernel, lock, runtime
 from refnet.kernels.emulator.metrics import COUNTERS, collected
 from refnet.kernels.emulator.settings import Mode, Settings, present
 
 # of every GPU since sm_50, and for shared memory of sm_90
-LARGEST_BLOCK, LARGEST_GRID, MOST_THREADS = (1024, 1024, 64), (2**31 - 1, 65535, 65535), 1024
+LARGEST_BLOCK, MOST_THREADS = (1024, 1024, 64), 1024
 MOST_SHARED, MOST_STATIC_SHARED = 227 * 1024, 48 * 1024
 
 

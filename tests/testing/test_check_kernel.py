@@ -3,15 +3,18 @@
 import contextlib
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from refnet import ops
 from refnet.errors import ArgumentError
 from refnet.kernels.cpu import KERNELS
-from refnet.testing import KernelMismatch, check_kernel
+from refnet.testing import KernelMismatch, check_kernel, contract_of
+from refnet.testing.calls import Call
 
 specified = ops.conv2d_forward.specification
 
@@ -155,6 +158,15 @@ def test_bad_calls_must_be_refused():
     assert "a threshold above 1: expected the error ArgumentError, got a result" in found.what
     assert "the specification raises ArgumentError" in run(found.reproduction)
     assert check_kernel(ops.nms, careless, refusals=False, max_examples=5).refusals == 0
+
+
+def test_a_call_may_have_no_results():
+    """An update of no arrays leaves nothing to look at."""
+    lists = dict.fromkeys(("values", "gradients", "velocities"), ())
+    call = Call.of(lists, {"rates": [], "decays": [], "momentum": 0.9, "nesterov": False})
+    contract = replace(contract_of(ops.sgd_update), inputs=st.just(call), edges={"no array": call}, refusals={})
+    report = check_kernel(ops.sgd_update, KERNELS["sgd_update"], contract=contract, max_examples=1)
+    assert (report.edges, report.examples) == (1, 1)
 
 
 def test_float64_may_be_refused():

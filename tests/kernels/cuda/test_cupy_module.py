@@ -110,6 +110,13 @@ def test_an_empty_grid_launches_nothing(cupy: FakeCupy) -> None:
     assert cupy.launched == []
 
 
+@pytest.mark.parametrize("grid", [(2**31,), (1, 65536), (1, 1, 65536)])
+def test_a_grid_that_no_device_takes_is_refused(cupy: FakeCupy, grid: tuple[int, ...]) -> None:
+    launch(cupy, np.int32(7), grid=(*grid[:-1], grid[-1] - 1))
+    with pytest.raises(LaunchError, match=r"fake\.cu: plain: expected a grid of at most"):
+        launch(cupy, np.int32(7), grid=grid)
+
+
 def test_arrays_and_typed_scalars_pass_as_they_are(cupy: FakeCupy) -> None:
     arguments = (FakeArray(), np.int32(7), np.float32(0.5), np.bool_(True))
     launch(cupy, *arguments, outputs=(0,))
