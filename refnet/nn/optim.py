@@ -8,7 +8,7 @@ The learning rate isn't part of an optimiser's state: whoever resumes a run says
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from refnet.errors import ArgumentError, DTypeError, RefnetError
 from refnet.nn.module import Parameter, copy_state
 from refnet.nn.select import match_names
 from refnet.ops.updates import adamw_update, scaled, sgd_update, sums_of_squares
+
+DecayNorm: TypeAlias = Literal["half_sum", "mean"]
 
 
 class NonFiniteError(RefnetError, ArithmeticError):
@@ -34,6 +36,7 @@ class Optimizer:
         weight_decay: how strongly parameters are drawn to 0.
         no_decay: patterns of the parameters that aren't.
         lr_scale: pattern -> a factor of the learning rate; the first pattern that matches a name counts.
+        decay_norm: see :class:`SGD`.
 
     Raises:
         ArgumentError: a number is out of range, or a pattern matches no name.
@@ -47,13 +50,13 @@ class Optimizer:
         weight_decay: float,
         no_decay: Sequence[str],
         lr_scale: Mapping[str, float] | None,
+        decay_norm: DecayNorm = "half_sum",
     ) -> None:
         what = type(self).__name__
-        _check_not_negative(what, lr=lr, weight_decay=weight_decay)
+        _check_not_negative(what, lr=lr)
         self.parameters = dict(parameters)
         self.lr = lr
-        undecayed = set(match_names(parameters, no_decay, what=f"{what}: no_decay"))
-        self._decay = {name: 0.0 if name in undecayed else float(weight_decay) for name in parameters}
+        self._decay = _decays(what, parameters, weight_decay, decay_norm, no_decay)
         self._lr_scale = dict.fromkeys(parameters, 1.0)
         for pattern, factor in reversed(list((lr_scale or {}).items())):  # so that the first has the last word
             _check_not_negative(what, lr_scale=factor)
@@ -155,16 +158,16 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
-        decay_norm: Literal["half_sum", "mean"] = "half_sum",
+        decay_norm: DecayNorm = "half_sum",
         no_decay: Sequence[str] = (),
         lr_scale: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(parameters, lr=lr, weight_decay=weight_decay, no_decay=no_decay, lr_scale=lr_scale)
+        super().__init__(
+            parameters, lr=lr, weight_decay=weight_decay, no_decay=no_decay, lr_scale=lr_scale, decay_norm=decay_norm
+        )
         _check_fraction("SGD", momentum=momentum)
         if nesterov and momentum == 0:
             raise ArgumentError("SGD: nesterov needs a momentum above 0, got 0")
-        _check_decay_norm("SGD", decay_norm)
-        self._decay = {name: decay * _decay_factor(parameters[name], decay_norm) for name, decay in self._decay.items()}
         self.momentum, self.nesterov = float(momentum), nesterov
         self._velocity = self._moments() if momentum else {}
 
@@ -252,7 +255,7 @@ def add_weight_decay(
     parameters: Mapping[str, Parameter],
     *,
     weight_decay: float,
-    decay_norm: Literal["half_sum", "mean"] = "half_sum",
+    decay_norm: DecayNorm = "half_sum",
     no_decay: Sequence[str] = (),
 ) -> float:
     """Add the gradient of the decay to the gradients, as if it were part of the loss, and return what it adds to that.
@@ -278,7 +281,7 @@ def decay_gradients(
     parameters: Mapping[str, Parameter],
     *,
     weight_decay: float,
-    decay_norm: Literal["half_sum", "mean"] = "half_sum",
+    decay_norm: DecayNorm = "half_sum",
     no_decay: Sequence[str] = (),
 ) -> dict[str, float]:
     """Add the gradient of the decay to the gradients, as :func:`add_weight_decay` does.
@@ -289,26 +292,32 @@ def decay_gradients(
     Raises:
         ArgumentError: a number is out of range, or a pattern matches no name.
     """
-    _check_not_negative("add_weight_decay", weight_decay=weight_decay)
-    _check_decay_norm("add_weight_decay", decay_norm)
-    undecayed = set(match_names(parameters, no_decay, what="add_weight_decay: no_decay"))
     decays: dict[str, float] = {}
-    for name, parameter in parameters.items():
-        if name in undecayed or parameter.grad is None:
-            continue
-        decays[name] = weight_decay * _decay_factor(parameter, decay_norm)
-        parameter.grad = parameter.grad + decays[name] * parameter.data  # a new array: others may hold the old one
+    for name, decay in _decays("weight decay", parameters, weight_decay, decay_norm, no_decay).items():
+        parameter = parameters[name]
+        if decay and parameter.grad is not None:
+            decays[name] = decay
+            parameter.grad = parameter.grad + decay * parameter.data  # a new array: others may hold the old one
     return decays
 
 
-def _decay_factor(parameter: Parameter, decay_norm: Literal["half_sum", "mean"]) -> float:
-    """By what the derivative of the decay's term is more than the weight itself."""
-    return 2 / max(parameter.size, 1) if decay_norm == "mean" else 1.0
+def _decays(
+    what: str, parameters: Mapping[str, Parameter], weight_decay: float, decay_norm: DecayNorm, no_decay: Sequence[str]
+) -> dict[str, float]:
+    """By how much of itself each parameter decays.
 
-
-def _check_decay_norm(what: str, decay_norm: str) -> None:
-    if decay_norm not in ("half_sum", "mean"):
+    Raises:
+        ArgumentError: a number is out of range, or a pattern matches no name; `what` says who asks.
+    """
+    _check_not_negative(what, weight_decay=weight_decay)
+    if decay_norm not in get_args(DecayNorm):
         raise ArgumentError(f'{what}: decay_norm must be "half_sum" or "mean", got {decay_norm!r}')
+    undecayed = set(match_names(parameters, no_decay, what=f"{what}: no_decay"))
+    decays = {}
+    for name, parameter in parameters.items():
+        factor = 2 / max(parameter.size, 1) if decay_norm == "mean" else 1.0
+        decays[name] = 0.0 if name in undecayed else float(weight_decay * factor)
+    return decays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

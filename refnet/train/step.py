@@ -79,9 +79,11 @@ class Step:
         """
         losses, squares = self._coming.wait()
         values = dict(zip(self._losses, losses.tolist(), strict=True))
-        _check_losses(values, self.number, self._model)
-        norm = _checked(GradientNorms(names=self._gradients, squares=squares), self.number)
-        return values | {"lr": self._lr, "grad_norm": norm}
+        norms = GradientNorms(names=self._gradients, squares=squares)
+        if not self.known:  # or start_step would have raised the error
+            _check_losses(values, self.number, self._model)
+            _check_norms(norms, self.number)
+        return values | {"lr": self._lr, "grad_norm": float(norms.total)}
 
 
 def train_step(
@@ -116,7 +118,7 @@ def start_step(
     losses.total.backward()
     norms = _measure(optimizer.parameters, config)
     if known:
-        _checked(norms, step + 1)
+        _check_norms(norms, step + 1)
     finite = None if known else xp.isfinite(values).all() & xp.isfinite(norms.squares).all()
     _move(optimizer, norms, config, lr=lr, only_if=finite)
     return Step(
@@ -165,8 +167,8 @@ def _check_losses(values: Mapping[str, float], number: int, model: MaskRCNN) -> 
         raise NonFiniteError(f"step {number}: {wrong[0]} must be finite, got {values[wrong[0]]}{cause}")
 
 
-def _checked(norms: GradientNorms, number: int) -> float:
+def _check_norms(norms: GradientNorms, number: int) -> None:
     try:
-        return norms.checked()
+        norms.checked()
     except NonFiniteError as error:
         raise NonFiniteError(f"step {number}: the losses are finite, but {error}") from error

@@ -246,6 +246,8 @@ def test_the_first_pattern_that_matches_says_the_rate() -> None:
         (lambda p: AdamW(p, lr=0.1, betas=(0.9, 1.0)), "beta_2"),
         (lambda p: AdamW(p, lr=0.1, epsilon=-1.0), "epsilon"),
         (lambda p: SGD(p, lr=0.1).step(float("inf")), "lr must be finite"),
+        (lambda p: add_weight_decay(p, weight_decay=-1.0), "weight decay: weight_decay must be finite"),
+        (lambda p: add_weight_decay(p, weight_decay=0.1, no_decay=("bias",)), "no_decay: the pattern 'bias'"),
     ],
 )
 def test_optimizers_reject(make: Callable[[dict[str, Parameter]], object], message: str) -> None:
