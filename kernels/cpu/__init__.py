@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from refnet.kernels.cpu import conv, dense, matching, nms, pooling, products, resize, roi, roi_pool, updates
+from refnet.kernels.cpu import best_first, conv, dense, matching, nms, pooling, products, resize, roi, roi_pool, updates
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "adamw_update": updates.adamw_update,
@@ -14,6 +14,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "batch_norm_grad": dense.batch_norm_grad,
     "batched_nms": nms.batched_nms,
     "batched_nms_padded": nms.batched_nms_padded,
+    "best_first": best_first.best_first,
     "conv2d_forward": conv.conv2d_forward,
     "conv2d_fused_forward": conv.conv2d_fused_forward,
     "conv2d_grad_input": conv.conv2d_grad_input,

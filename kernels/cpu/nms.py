@@ -21,7 +21,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from refnet.arrays import Array
-from refnet.ops.nms import by_score, check_nms, check_nms_arrays, check_scores
+from refnet.kernels.cpu.best_first import best_first
+from refnet.ops.nms import check_nms, check_nms_arrays, check_scores
 
 ROUND = 128  # boxes of each image in the first round
 PAIRS = 1 << 14  # compared at once: their arrays stay in cache
@@ -51,7 +52,7 @@ def batched_nms_padded(
     check_scores(what, np.where(valid, scores, 0).reshape(-1))
     leading, count = boxes.shape[:-2], boxes.shape[-2]
     images = int(np.prod(leading))
-    order = np.argsort(np.where(valid, -scores, np.inf).reshape(images, count), axis=1, kind="stable")  # N B
+    order = best_first(np.where(valid, scores, scores.dtype.type(-np.inf)).reshape(images, count), limit=count)  # N B
     rows = (order + np.arange(images)[:, None] * count).T.reshape(-1)  # B·N, all images' best, then their second
     survive = _survivors(
         boxes.reshape(-1, 4)[rows], groups.reshape(-1)[rows], valid.reshape(-1)[rows], images, iou_threshold, limit
@@ -68,7 +69,7 @@ def batched_nms_padded(
 def _of_one_image(
     boxes: Array, scores: Array, groups: Array | None, iou_threshold: float, limit: int | None
 ) -> Int[Array, " K"]:
-    order = by_score(scores)
+    order = best_first(scores, limit=len(scores))
     ranked = None if groups is None else groups[order]
     wanted = len(order) if limit is None else limit
     there = np.ones(len(order), dtype=bool)

@@ -14,6 +14,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "batch_norm_grad": dense.batch_norm_grad,
     "batched_nms": nms.batched_nms,
     "batched_nms_padded": nms.batched_nms_padded,
+    "best_first": nms.best_first,
     "binary_cross_entropy_forward": losses.binary_cross_entropy_forward,
     "conv2d_forward": conv2d.conv2d_forward,
     "conv2d_fused_forward": conv2d.conv2d_fused_forward,

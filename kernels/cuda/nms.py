@@ -4,12 +4,13 @@ Memory: a bit for each pair of boxes of an image, 18 MB for 12,000 boxes.
 """
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from refnet.arrays import Array, namespace, to_host
 from refnet.errors import DTypeError, ShapeError
 from refnet.kernels.cuda.program import Program, blocks, ready
 from refnet.kernels.cuda.vectors import TYPES
+from refnet.ops import best_first as operation
 from refnet.ops.nms import check_nms_arrays, check_scores
 
 TILE = 64  # boxes to a word, as in nms.cu
@@ -22,6 +23,14 @@ PROGRAM = Program(
     [*(f"{kernel}<{name}>" for kernel in ("nms_order", "nms_overlaps") for name in TYPES.values()), "nms_scan"],
     contraction=False,
 )
+
+
+def best_first(scores: Float[Array, "*N B"], *, limit: int) -> Int[Array, "*N _"]:
+    """See :func:`refnet.ops.best_first`, whose text is for a device as well.
+
+    All are sorted: CuPy's sort is stable, and its partition sorts everything too.
+    """
+    return operation.specification(scores, limit=limit)
 
 
 def nms(boxes: Array, scores: Array, *, iou_threshold: float, limit: int | None = None) -> Int[Array, " K"]:

@@ -25,6 +25,7 @@ from refnet.ops.batch_norm import (
     frozen_batch_norm_affine,
     move_running_statistics,
 )
+from refnet.ops.best_first import best_first
 from refnet.ops.binary_cross_entropy import binary_cross_entropy_forward, binary_cross_entropy_with_logits
 from refnet.ops.conv2d import (
     conv2d,
@@ -79,6 +80,7 @@ __all__ = [
     "batch_norm_grad",
     "batched_nms",
     "batched_nms_padded",
+    "best_first",
     "binary_cross_entropy_forward",
     "binary_cross_entropy_with_logits",
     "clip",

@@ -6,10 +6,10 @@ zeros. All images so have as many, and a device does its part without the host, 
 
 from collections.abc import Sequence
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from refnet.arrays import Array, namespace, on_device_of, records_to_host
-from refnet.ops import batched_nms_padded
+from refnet.ops import batched_nms_padded, best_first
 from refnet.rcnn.boxes import Extent, clip_widened, decode, is_at_least, narrow, widen
 from refnet.rcnn.config import RpnConfig
 from refnet.rcnn.structures import ImageBatch, PaddedProposals, Proposals, RpnOutput
@@ -59,7 +59,7 @@ def propose_padded(
     start = 0
     for level, (logit, delta, own) in enumerate(zip(logits, deltas, anchors, strict=True)):
         # by logit: where the probability saturates, it no longer tells the better from the good
-        best = best_first(_margin(logit), before)  # N B
+        best = best_first(_margin(logit), limit=before)  # N B
         offsets.append(xp.take_along_axis(delta, best[..., None], axis=1))
         references.append(own[best])
         candidates.append(xp.take_along_axis(logit, best[..., None], axis=1))
@@ -97,10 +97,3 @@ def objectness_scores(logits: Float[Array, "*A _"]) -> Float[Array, "*A"]:
 def _margin(logits: Array) -> Array:
     margin: Array = logits[..., 0] if logits.shape[-1] == 1 else logits[..., 1] - logits[..., 0]
     return margin
-
-
-def best_first(scores: Float[Array, "*N B"], limit: int) -> Int[Array, "*N _"]:
-    """Positions of the `limit` highest scores of each row, best first; the lower position wins a tie."""
-    # all are sorted, on a device too: CuPy's sort is stable, and its argpartition sorts everything as well
-    order: Array = namespace(scores).argsort(-scores, axis=-1, kind="stable")
-    return order[..., :limit]

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from refnet.autograd import Tensor
+from refnet.ops import best_first
 from refnet.rcnn.boxes import from_normalized, from_yxyx, to_normalized
 from refnet.rcnn.config import RpnConfig
 from refnet.rcnn.presets import matterport
-from refnet.rcnn.proposals import best_first, objectness_scores, propose
+from refnet.rcnn.proposals import objectness_scores, propose
 from refnet.rcnn.structures import RpnOutput
 from tests.golden.matterport_rules import load, normal, uniform
 from tests.rcnn.small import blank_images, vary
@@ -48,7 +49,7 @@ def test_best_first_and_each_with_its_probability():
 
 def test_of_equal_scores_the_first_comes_first_as_in_tensorflow():
     golden = load("same_padding")
-    np.testing.assert_array_equal(best_first(golden["topk.in"], 7), golden["topk.idx"])
+    np.testing.assert_array_equal(best_first(golden["topk.in"], limit=7), golden["topk.idx"])
 
 
 @pytest.mark.convention("rpn.scope", "rpn.pre_nms_test")
@@ -172,11 +173,6 @@ def test_inclusive_boxes_end_on_the_last_pixel():
     # the last two are of 4 x 4 and 4 x 2 pixels: an IoU of exactly one half stays
     assert found == [[0, 0, 63, 63], [0, 0, 0, 0], [10, 0, 13, 3], [10, 0, 13, 1]]
     assert run(rpn, anchors, config)[0].boxes.tolist() == [[0, 0, 64, 64], [10, 0, 13, 3], [10, 0, 13, 1]]
-
-
-def test_the_best_by_position():
-    assert best_first(np.array([1.0, 3.0, 3.0, 2.0]), 3).tolist() == [1, 2, 3]
-    assert best_first(np.zeros(0), 3).tolist() == []
 
 
 @pytest.mark.convention("rpn.padding")

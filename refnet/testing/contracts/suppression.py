@@ -1,4 +1,4 @@
-"""nms, batched_nms and batched_nms_padded: decisions, equal bit for bit.
+"""best_first, nms, batched_nms and batched_nms_padded: decisions, equal bit for bit.
 
 The order of operations within an IoU is part of the specification, so any boxes will do. On whole coordinates and
 dyadic thresholds nothing is rounded at all, and IoUs that equal the threshold are common; these calls are exact, for
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from refnet.arrays import Array
 from refnet.errors import ArgumentError, DTypeError, ShapeError
-from refnet.ops import batched_nms, batched_nms_padded, nms
-from refnet.testing.calls import Call
+from refnet.ops import batched_nms, batched_nms_padded, best_first, nms
+from refnet.testing.calls import Call, Values
 from refnet.testing.contract import Contract, Refusal
 from refnet.testing.strategies.boxes import clustered_boxes, dyadic_thresholds, scored_boxes
-from refnet.testing.strategies.drawing import Draw, seeds
+from refnet.testing.strategies.drawing import Draw, kinds, seeds, shapes
 
 WARP_AND_BLOCK = (31, 32, 33, 63, 64, 65)
 limits = st.one_of(st.none(), st.integers(0, 20))
@@ -166,10 +166,48 @@ def _padded_refusals() -> dict[str, Refusal]:
     }
 
 
+@st.composite
+def _score_calls(draw: Draw) -> Call:
+    """Scores of a few rows, with many ties or none."""
+    shape = (*draw(shapes(least_axes=0))[:1], draw(st.integers(0, 70)))
+    values = Values(shape, draw(kinds), draw(seeds)).array()
+    return Call.of({"scores": values}, {"limit": draw(st.integers(0, 80))})
+
+
+def _score_edges() -> dict[str, Call]:
+    special = [0.0, np.nan, -0.0, np.inf, -np.inf, 0.0, -np.nan, 1.0, -np.inf, 2.0**-140, -(2.0**-140), np.inf]
+    rows = Values((3, 300), "integers", 5).array()
+    scores = {
+        "no score": np.zeros(0),
+        "no row": np.zeros((0, 5)),
+        "rows of no score": np.zeros((2, 0)),
+        "one score": np.ones(1),
+        "equal scores": np.ones((2, 5)),
+        "what isn't a number is last": np.array(special),
+        "ties over the end": rows,
+    }
+    calls = {
+        f"{name}, {limit} of them": Call.of({"scores": array}, {"limit": limit})
+        for name, array in scores.items()
+        for limit in (0, 1, 4, 300)
+    }
+    calls["three axes"] = Call.of({"scores": Values((2, 3, 40), "integers", 6).array()}, {"limit": 7})
+    return calls
+
+
 WHY = "decisions: the order of operations is part of the specification, so every bit must be equal"
 
 CONTRACTS = (
     Contract(operation=nms, inputs=_calls(False), edges=_edges(False), refusals=_refusals(False), why=WHY),
+    Contract(
+        operation=best_first,
+        inputs=_score_calls(),
+        edges=_score_edges(),
+        refusals={
+            "a negative limit": Refusal(call=Call.of({"scores": np.ones(3)}, {"limit": -1}), error=ArgumentError)
+        },
+        why="an order, with a rule for ties",
+    ),
     Contract(operation=batched_nms, inputs=_calls(True), edges=_edges(True), refusals=_refusals(True), why=WHY),
     Contract(
         operation=batched_nms_padded,

@@ -1,0 +1,33 @@
+"""The best of many scores as the smallest of whole numbers that hold the score and its position.
+
+The bits of a float32, read as an int32, are in the order of the numbers once those of negative ones are reversed. With
+the position in the lower half of an int64 no two are equal, so any way to sort is stable, and vector instructions that
+select and sort int64 do it ten times as fast as a stable sort of positions.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from refnet.arrays import Array
+from refnet.ops import best_first as operation
+from refnet.ops.best_first import check_limit
+
+
+def best_first(scores: Float[Array, "*N B"], *, limit: int) -> Int[Array, "*N _"]:
+    """See :func:`refnet.ops.best_first`. Float64 has no bits left for the position, and is sorted as specified."""
+    check_limit(limit)
+    count = scores.shape[-1]
+    if scores.dtype != np.float32 or count > 2**31:
+        return operation.specification(scores, limit=limit)
+    bits = (0 - scores).view(np.int32)  # 0 - 0 and 0 - -0 are both 0
+    bits ^= (bits >> 31) & 0x7FFFFFFF
+    np.copyto(bits, 0x7FFFFFFF, where=np.isnan(scores))  # above infinity
+    keys = bits.astype(np.int64)
+    keys <<= 32
+    keys |= np.arange(count)
+    if 0 < limit < count:
+        keys.partition(limit - 1, axis=-1)
+    best = keys[..., :limit]
+    best.sort(axis=-1)
+    positions: Array = best & 0xFFFFFFFF
+    return positions
