@@ -1,7 +1,8 @@
 """Matching of boxes with objects, a tile of boxes with one object at a time: no array holds all pairs.
 
-A temporary array has at most TILE numbers, however many boxes and objects there are. An object that lies beside the
-box around a whole tile is passed over, and so most of them are where the boxes are anchors, which come row by row.
+A tile has at most TILE boxes of all images, so temporary arrays have a bounded size however many boxes and objects there
+are, but for the list of boxes that were as good as the best when they were seen. An object that lies beside the box
+around a whole tile is passed over, and so most of them are where the boxes are anchors, which come row by row.
 Arithmetic is that of the specification, operation by operation, so results are equal bit for bit.
 """
 
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from refnet.arrays import Array
 from refnet.ops.matching import check_match
 
-TILE = 2**15  # numbers of a temporary array; those of one comparison stay in a cache of 2 MiB
+TILE = 2**15  # the arrays of one comparison, of 128 KiB in float32, stay in a cache of 2 MiB
 
 
 def match_boxes(

@@ -219,8 +219,10 @@ class AnchorMatches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoiMatches:
-    """The object that each candidate for a region overlaps most: the proposals, in the rows of
-    :class:`PaddedProposals`, and behind them the true boxes of the image, if they join.
+    """The object that each candidate for a region overlaps most.
+
+    Candidates are the proposals, in the rows of :class:`PaddedProposals`, and behind them the true boxes of the image, if
+    they join.
 
     Attributes:
         iou: (N, C), how much, 0 without objects.

@@ -9,7 +9,7 @@ from refnet.rcnn.boxes import from_normalized, from_yxyx, to_normalized
 from refnet.rcnn.config import RpnConfig
 from refnet.rcnn.presets import matterport
 from refnet.rcnn.proposals import objectness_scores, propose
-from refnet.rcnn.structures import RpnOutput
+from refnet.rcnn.structures import Proposals, RpnOutput, pad_proposals
 from tests.golden.matterport_rules import load, normal, uniform
 from tests.rcnn.small import blank_images, vary
 
@@ -242,3 +242,18 @@ def test_matterports_proposal_layer(name, units):
         stored = golden[f"{name}.out"][index]
         np.testing.assert_allclose(from_yxyx(proposals), stored, rtol=0, atol=1e-6)
         assert proposals.any(axis=1).sum() == golden[f"{name}.nonzero"][index]
+
+
+def test_proposals_of_several_images_in_arrays_of_one_size():
+    rng = np.random.default_rng(0)
+    parts = [
+        Proposals(boxes=rng.uniform(0, 9, (n, 4)), scores=rng.uniform(size=n), sources=None if n == 2 else np.arange(n))
+        for n in (2, 0, 3)
+    ]
+    padded = pad_proposals(parts, like=parts[0].boxes)
+    assert (padded.boxes.shape, padded.counts.tolist()) == ((3, 3, 4), [2, 0, 3])
+    assert not padded.boxes[0, 2].any()
+    assert padded.sources.tolist() == [[-1, -1, -1], [-1, -1, -1], [0, 1, 2]]
+    for own, part in zip(padded.of_images(), parts, strict=True):
+        np.testing.assert_array_equal(own.boxes, part.boxes)
+        np.testing.assert_array_equal(own.scores, part.scores)
