@@ -171,19 +171,15 @@ def _pool(
 
     def work(mine: Sequence[int]) -> None:
         narrowed = scratch("regions", (height, q, c), images.dtype)
+        flattened = narrowed.reshape(height, q * c)
         for r in mine:
             (top, bottom), (left, right) = down[r], across[r]
             window = images[image[r], top:bottom, left:right]  # h w C
-            here, y, x, result = narrowed[: bottom - top], rows.weights[r], columns.weights[r], lines[r]
-            flat = here.reshape(bottom - top, q * c)
-            if c == 1:  # then columns too are one product, and larger ones are faster than many
-                np.matmul(window[:, :, 0], x[:, : right - left].T, out=flat)
-                np.matmul(y[:, : bottom - top], flat, out=result)
-                continue
+            here, flat = narrowed[: bottom - top], flattened[: bottom - top]  # h Q C
             for a, b, start, stop in columns.groups[r]:
-                np.matmul(x[a:b, start:stop], window[:, start:stop], out=here[:, a:b])  # h Q C
+                np.matmul(columns.weights[r, a:b, start:stop], window[:, start:stop], out=here[:, a:b])
             for a, b, start, stop in rows.groups[r]:
-                np.matmul(y[a:b, start:stop], flat[start:stop], out=result[a:b])
+                np.matmul(rows.weights[r, a:b, start:stop], flat[start:stop], out=lines[r, a:b])
 
     def work_without_channels(mine: Sequence[int]) -> None:
         for r in mine:
@@ -212,11 +208,12 @@ def _scatter(
     order = _by_position(image_index, rows, columns)
 
     def work(band: slice) -> None:
+        whole = band == slice(0, n * h)
         widened = scratch("regions", (p, width, c), grad_output.dtype)
         add = _adder(rows.weights, widened.reshape(p, width * c), lines)
         for r in order:
             top, (left, right) = tops[r], across[r]
-            groups = _within(rows.groups[r], band.start - top, band.stop - top)
+            groups = rows.groups[r] if whole else _within(rows.groups[r], band.start - top, band.stop - top)
             if groups:
                 x = columns.weights[r, :, : right - left].T
                 np.matmul(x, grad_output[r], out=widened[:, : right - left])  # P w C
