@@ -202,6 +202,8 @@ def _scatter(
     grad_output = np.ascontiguousarray(grad_output)
     p, width = rows.weights.shape[1], columns.weights.shape[2]
     lines = np.zeros((n * h, w * c), grad_output.dtype)
+    if not rows.weights.size or not columns.weights.size:  # no region, or none with a sample
+        return lines.reshape(input_shape)
     above = image_index.astype(np.int64) * h  # lines of the images before; bytes would be too small for them
     tops = (above + rows.first).tolist()
     across = columns.ranges
