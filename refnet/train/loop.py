@@ -38,6 +38,7 @@ ADJUSTABLE = (
     "detections",
     "precision",
     "oks_sigmas",
+    "backbone.checkpoint",
 )
 """What a resumed run may change, since no step before the checkpoint would have been another one; a cosine's steps
 would, and are up to the user. Another device, or precision,
@@ -130,7 +131,7 @@ def _resumable(config: RunConfig, dataset: Dataset, run_dir: Path) -> Checkpoint
         {**checkpoint.config, "class_names": checkpoint.class_names},
         {**to_document(config), "class_names": tuple(dataset.class_names)},
     )
-    changed = {key: values for key, values in found.items() if key.partition(".")[0] not in ADJUSTABLE}
+    changed = {key: values for key, values in found.items() if not {key, key.partition(".")[0]} & set(ADJUSTABLE)}
     if changed:
         lines = "".join(f"\n  {key}: expected {old!r}, got {new!r}" for key, (old, new) in changed.items())
         raise CheckpointError(f"checkpoint {path}: it is of a run with another configuration:{lines}")

@@ -98,6 +98,17 @@ def test_resuming_adamw_is_exact_after_a_kill_too(tmp_path: Path) -> None:
     assert newest_bytes(part) == newest_bytes(tmp_path / "whole")
 
 
+def test_a_run_that_lacks_memory_is_resumed_with_checkpoints_of_blocks_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    config = tiny_run(steps=4)
+    train(config, tmp_path / "whole")
+    part = tmp_path / "part"
+    train(config, part, model=StoppingModel(build_model(config), after=2))
+    backbone = replace(config.model.backbone, checkpoint=True)
+    config = replace(config, model=replace(config.model, backbone=backbone))
+    train(config, part, resume=True)
+    assert lines(part) == lines(tmp_path / "whole")
+
+
 def test_sigterm_finishes_the_step_and_saves_too(tmp_path: Path) -> None:
     config = tiny_run()
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
