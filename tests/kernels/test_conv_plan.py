@@ -6,19 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refnet import ops
 from refnet.errors import ArgumentError
-from refnet.kernels.cpu import KERNELS
-from refnet.kernels.cpu.conv import explain, plan, using_plan
-from refnet.kernels.cpu.conv.plan import WINOGRAD, winograd_error
+from refnet.kernels.cpu import KERNELS, blas
+from refnet.kernels.cpu.conv import explain, plan, shifted, using_plan
+from refnet.kernels.cpu.conv.plan import WINOGRAD, _plan, winograd_error
 from refnet.kernels.cpu.precision import precision, present_precision, set_precision
 from refnet.testing import KernelMismatch, check_kernel
 from refnet.testing.bounds import Rounding
 from refnet.testing.calls import Call
 from refnet.testing.contracts import CONTRACTS
+from refnet.testing.strategies.geometry import Convolution, convolutions
 from refnet.testing.winograd import ALGORITHMS, absolute_sums, error_factor
 
 ALGORITHM = pytest.mark.parametrize("algorithm", sorted(WINOGRAD))
@@ -31,6 +32,7 @@ def geometry(kernel: int = 3, stride: int = 1, dilation: int = 1, groups: int = 
 
 
 PLAIN = geometry()
+PLAIN_SUMS = ("patches", "shifted")
 
 
 def chosen(x_shape: tuple[int, ...], w_shape: tuple[int, ...], **settings: Any) -> str:
@@ -54,31 +56,35 @@ def test_the_shape_decides():
     assert chosen((1, 128, 128, 256), (3, 3, 256, 256)) == "winograd_f4"
     assert chosen((100, 14, 14, 256), (3, 3, 256, 256)) == "winograd_f4"
     assert chosen((1, 16, 16, 512), (3, 3, 512, 512)) == "winograd_f2"
+    assert chosen((1, 64, 64, 256), (5, 5, 256, 256)) == "shifted"
+    assert (
+        chosen((1, 64, 64, 8), (5, 5, 8, 64)) == "patches"
+    )  # sums of many outputs would be read more often than pixels
     assert chosen((1, 8, 8, 256), (3, 3, 256, 256)) == "patches"  # the weights would take longer than the image
 
 
-@pytest.mark.parametrize("settings", [{"stride": 2}, {"dilation": 2}, {"groups": 2}, {"dtype": np.float64}])
-def test_winograd_is_for_plain_windows_of_float32(settings):
-    shape = (1, 64, 64, 128), (3, 3, 128 // settings.get("groups", 1), 128)
+@pytest.mark.parametrize("changes", [{"stride": 2}, {"dilation": 2}, {"groups": 2}, {"dtype": np.float64}])
+def test_winograd_is_for_plain_windows_of_float32(changes):
+    shape = (1, 64, 64, 128), (3, 3, 128 // changes.get("groups", 1), 128)
     assert chosen(shape[0], (3, 3, 128, 128)).startswith("winograd")
-    assert chosen(*shape, **settings) == "patches"
+    assert chosen(*shape, **changes) in PLAIN_SUMS
     with using_plan("winograd_f4"):
-        assert chosen(*shape, **settings) == "patches"
+        assert chosen(*shape, **changes) in PLAIN_SUMS
 
 
 def test_precision_keeps_plain_sums():
     shape = (1, 64, 64, 128), (3, 3, 128, 128)
-    assert chosen(*shape, precision="exact-order") == "patches"
+    assert chosen(*shape, precision="exact-order") in PLAIN_SUMS
     with precision("exact-order"):
-        assert chosen(*shape) == "patches"
+        assert chosen(*shape) in PLAIN_SUMS
         with precision("float32"):
             assert chosen(*shape) == "winograd_f4"
         with using_plan("winograd_f4"):
-            assert chosen(*shape) == "patches"
+            assert chosen(*shape) in PLAIN_SUMS
     try:
         set_precision("exact-order")
         assert present_precision() == "exact-order"
-        assert chosen(*shape) == "patches"
+        assert chosen(*shape) in PLAIN_SUMS
     finally:
         set_precision("float32")
     with pytest.raises(ArgumentError, match="float32, exact-order, got 'tf32'"):
@@ -117,6 +123,36 @@ def test_a_plan_says_why():
     assert line.endswith("nothing else can serve; alternatives: none")
     line = explain("conv2d_forward", (1, 9, 9, 8), (3, 3, 8, 8), **PLAIN, precision="exact-order")
     assert "winograd_f2 (not in exact order)" in line
+
+
+def test_without_openblas_nothing_is_added_to_what_is_there(monkeypatch):
+    shape = (1, 64, 64, 256), (5, 5, 256, 256)
+    assert chosen(*shape) == "shifted"
+    monkeypatch.setattr(blas, "available", lambda: False)
+    _plan.cache_clear()
+    assert "patches" in explain("conv2d_forward", *shape, **geometry(5))
+    assert "shifted (needs OpenBLAS)" in explain("conv2d_forward", *shape, **geometry(5))
+    with using_plan("shifted"):
+        assert chosen(*shape) == "patches"
+    _plan.cache_clear()
+
+
+# sums of taps, one after the other
+
+
+@given(case=convolutions(least_images=0), tile=st.sampled_from([1, 500, 1 << 20]), transposed=st.booleans())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the number of threads stays one test long
+def test_shifted_taps_equal_the_specification_on_integers(thread_count, case: Convolution, tile: int, transposed: bool):
+    x, w = (case.rng.integers(-3, 4, shape).astype(np.float32) for shape in (case.x_shape, case.w_shape))
+    if transposed:
+        w = np.ascontiguousarray(w.swapaxes(2, 3)).swapaxes(2, 3)
+    parameters = {**case.parameters, "stride": (1, 1)}
+    with pytest.MonkeyPatch.context() as patch, using_plan("shifted"):
+        patch.setattr(shifted, "TILE_BYTES", tile)
+        _plan.cache_clear()
+        y = forward(x, w, **parameters)
+        _plan.cache_clear()
+    np.testing.assert_array_equal(y, ops.conv2d_forward.specification(x, w, **parameters))
 
 
 # the algorithms' matrices
@@ -285,10 +321,11 @@ def test_what_is_not_finite_stays_within_the_tiles_that_read_it(algorithm, value
     assert not np.isfinite(y[~np.isfinite(expected)]).any()
 
 
-def test_in_exact_order_what_is_not_finite_stays_within_its_windows():
+@pytest.mark.parametrize("algorithm", PLAIN_SUMS)
+def test_in_exact_order_what_is_not_finite_stays_within_its_windows(algorithm):
     x, w = np.ones((1, 9, 9, 3), np.float32), np.ones((3, 3, 3, 2), np.float32)
     x[0, 4, 4, 1] = np.inf
-    with precision("exact-order"), np.errstate(invalid="ignore"):
+    with precision("exact-order"), using_plan(algorithm), np.errstate(invalid="ignore"):
         y = forward(x, w, **PLAIN)
     assert np.isinf(y).sum() == 9 * 2
     assert np.isinf(y[0, 3:6, 3:6]).all()

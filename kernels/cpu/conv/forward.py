@@ -10,6 +10,7 @@ from refnet.kernels.cpu.conv import winograd
 from refnet.kernels.cpu.conv.epilogue import Epilogue
 from refnet.kernels.cpu.conv.patches import Windows, correlate
 from refnet.kernels.cpu.conv.plan import WINOGRAD, Plan, plan
+from refnet.kernels.cpu.conv.shifted import correlate_shifted
 from refnet.kernels.cpu.threads import count, runs, split, spread
 from refnet.ops.conv2d import Padding, Pair
 
@@ -96,6 +97,11 @@ def _patches(x: Array, w: Array, y: Array, windows: Windows, epilogue: Epilogue,
     correlate(x, weights, y, windows, lambda where: epilogue.finish(y, where))
 
 
+def _shifted(x: Array, w: Array, y: Array, windows: Windows, epilogue: Epilogue, chosen: Plan) -> None:
+    """Tap by tap."""
+    correlate_shifted(x, w, y, windows, lambda where: epilogue.finish(y, where), chosen.tile)
+
+
 def _winograd(x: Array, w: Array, y: Array, windows: Windows, epilogue: Epilogue, chosen: Plan) -> None:
     """Tiles of pixels times transformed weights."""
     minimal = WINOGRAD[chosen.algorithm]
@@ -111,4 +117,9 @@ def _winograd(x: Array, w: Array, y: Array, windows: Windows, epilogue: Epilogue
 
 Fill = Callable[[Array, Array, Array, Windows, Epilogue, Plan], None]
 
-ALGORITHMS: dict[str, Fill] = {"product": _product, "patches": _patches, **dict.fromkeys(WINOGRAD, _winograd)}
+ALGORITHMS: dict[str, Fill] = {
+    "product": _product,
+    "patches": _patches,
+    "shifted": _shifted,
+    **dict.fromkeys(WINOGRAD, _winograd),
+}

@@ -160,30 +160,33 @@ def matrices(x: Array, windows: Windows, tiles: Sequence[Tile]) -> Iterator[tupl
     rows = max(some.stop - some.start for _, some in tiles)
     copies = scratch("patches.copies", (images, rows, windows.size[1], *windows.kernel_size, channels), x.dtype)
     start_x, length = windows.origin[1], windows.extent(windows.size[1], 1)
-    stop_x = start_x + length
-    left, right = min(max(start_x, 0), stop_x), max(min(stop_x, width), start_x)
-    whole_lines = (left, right) == (start_x, stop_x)
     padded = scratch("patches.padded", (images, windows.extent(rows, 0), length, channels), x.dtype)
     for some, these in tiles:
         n, r = some.stop - some.start, these.stop - these.start
         start_y = windows.origin[0] + these.start * windows.stride[0]
         stop_y = start_y + windows.extent(r, 0)
-        top, bottom = min(max(start_y, 0), stop_y), max(min(stop_y, height), start_y)
-        if whole_lines and (top, bottom) == (start_y, stop_y):
-            source = x[some, top:bottom, left:right]  # no padding: nothing to copy twice
+        if min(start_y, start_x) >= 0 and stop_y <= height and start_x + length <= width:
+            source = x[some, start_y:stop_y, start_x : start_x + length]  # no padding: nothing to copy twice
         else:
             source = padded[:n, : stop_y - start_y]
-            source[:, : top - start_y] = 0
-            source[:, bottom - start_y :] = 0
-            source[:, :, : left - start_x] = 0
-            source[:, :, right - start_x :] = 0
-            if top < bottom and left < right:
-                source[:, top - start_y : bottom - start_y, left - start_x : right - start_x] = x[
-                    some, top:bottom, left:right
-                ]
+            fill_padded(source, x[some], (start_y, start_x))
         matrix = copies[:n, :r]
         matrix[...] = _views(source, r, windows)
         yield (some, these), matrix.reshape(n * r * windows.size[1], -1)
+
+
+def fill_padded(piece: Array, x: Array, start: Pair) -> None:
+    """Fill `piece`, (n, h, w, C), with the images' pixels from `start` on, and with 0 outside of the images."""
+    (top, bottom), (left, right) = (
+        (min(max(-first, 0), extent), max(min(size - first, extent), 0))
+        for first, extent, size in zip(start, piece.shape[1:3], x.shape[1:3], strict=True)
+    )
+    piece[:, :top] = 0
+    piece[:, bottom:] = 0
+    piece[:, top:bottom, :left] = 0
+    piece[:, top:bottom, right:] = 0
+    if top < bottom and left < right:
+        piece[:, top:bottom, left:right] = x[:, start[0] + top : start[0] + bottom, start[1] + left : start[1] + right]
 
 
 def _views(source: Array, rows: int, windows: Windows) -> Array:

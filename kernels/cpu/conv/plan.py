@@ -9,6 +9,7 @@ The algorithms, each with what its tile counts:
 
 * "product": windows that are the pixels, so the image is the matrix; rows of a product.
 * "patches": windows copied side by side (im2col); bytes of such a matrix.
+* "shifted": taps of stride 1 added one by one, which takes OpenBLAS; bytes of the matrix of patches that isn't made.
 * "winograd_f2", "winograd_f4": F(2x2,3x3) and F(4x4,3x3); tiles that are worked on together.
 
 The gradient to the input is, for stride 1, a convolution of the output's gradient, and is planned as such. Otherwise there
@@ -29,13 +30,16 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from refnet.errors import ArgumentError
-from refnet.kernels.cpu.conv import patches, winograd_gradient
+from refnet.kernels.cpu import blas
+from refnet.kernels.cpu.conv import patches, shifted, winograd_gradient
 from refnet.kernels.cpu.conv.patches import Windows, rows_at_once
 from refnet.kernels.cpu.conv.winograd import F2, F4, Minimal, blocks_of
 from refnet.kernels.cpu.precision import Precision, present_precision
 from refnet.ops.conv2d import Padding, Pair
 
-Algorithm: TypeAlias = Literal["product", "patches", "winograd_f2", "winograd_f4", "side_by_side", "taps", "residues"]
+Algorithm: TypeAlias = Literal[
+    "product", "patches", "shifted", "winograd_f2", "winograd_f4", "side_by_side", "taps", "residues"
+]
 Operation: TypeAlias = Literal["conv2d_forward", "conv2d_grad_input", "conv2d_grad_weight"]
 
 WINOGRAD: dict[str, Minimal] = {"winograd_f2": F2, "winograd_f4": F4}
@@ -46,11 +50,18 @@ WINOGRAD: dict[str, Minimal] = {"winograd_f2": F2, "winograd_f4": F4}
 MULTIPLY = 2 / 180  # a multiplication and its addition, in a large product
 READ_WEIGHT = 0.3  # an element of the weights, packed for each product anew
 COPY_PATCH = 0.5  # an element of a matrix of patches, copied and packed
+ADD_TAP = 0.35  # an element of the sums, read and written again for each tap
 TRANSFORM_WEIGHT = 0.4  # an element of transformed weights
 TRANSPOSE_WEIGHT = 1.0  # an element of weights that are transposed first, for the gradient to the input
 TRANSFORM_PIXEL: dict[str, float] = {"winograd_f2": 8.0, "winograd_f4": 22.0}  # a tile of a channel, in or out
 TRANSFORM_TILE: dict[str, float] = {"winograd_f2": 300.0, "winograd_f4": 400.0}  # a tile, in or out, of any channels
-PIECE: dict[str, float] = {"product": 2e3, "patches": 2e4, "winograd_f2": 6e4, "winograd_f4": 9e4}  # calls of NumPy
+PIECE: dict[str, float] = {  # calls of NumPy
+    "product": 2e3,
+    "patches": 2e4,
+    "shifted": 4e4,
+    "winograd_f2": 6e4,
+    "winograd_f4": 9e4,
+}
 # of the gradient to the weights, whose long products are of two matrices that are both packed
 MULTIPLY_LONG = 2 / 130
 TRANSFORM_SUM = 0.3  # an element of the sums that become the gradient
@@ -301,8 +312,11 @@ def _serving(shape: _Shape) -> tuple[str, ...]:
         return (shape.only,)
     if windows.are_the_pixels(shape.image_size):
         return ("product",)
-    plain = (*windows.stride, *windows.dilation, shape.groups) == (1, 1, 1, 1, 1)
-    return ("patches", *WINOGRAD) if windows.kernel_size == (3, 3) and plain else ("patches",)
+    if windows.stride != (1, 1):
+        return ("patches",)
+    others = ("patches",) if shape.operation == "conv2d_grad_weight" else ("patches", "shifted")
+    plain = (*windows.kernel_size, *windows.dilation, shape.groups) == (3, 3, 1, 1, 1)
+    return (*others, *WINOGRAD) if plain else others
 
 
 def _way_of_grad_input(windows: Windows, size: Pair, groups: int) -> str:
@@ -319,6 +333,8 @@ def _way_of_grad_input(windows: Windows, size: Pair, groups: int) -> str:
 
 def _refusal(name: str, dtype: np.dtype[Any], precision: Precision) -> str:
     """Why an algorithm that could serve mustn't; empty if it may."""
+    if name == "shifted" and not blas.available():
+        return "(needs OpenBLAS)"
     if name not in WINOGRAD:
         return ""
     if dtype != np.float32:
@@ -354,6 +370,7 @@ def _tiles(shape: _Shape, tile_bytes: int, block_bytes: int, item: int) -> dict[
     return {
         "product": min(rows_at_once(shape.depth, shape.outputs) or ROWS, ROWS),
         "patches": max(tile_bytes, weights),
+        "shifted": max(1, shifted.TILE_BYTES * shape.depth // max(1, shape.channels + shape.outputs)),
         **dict.fromkeys(WINOGRAD, min(unpacked or TILES, LARGEST_TILES)),
         **dict.fromkeys(("side_by_side", "taps", "residues"), tile_bytes),
     }
@@ -378,9 +395,20 @@ def _nanoseconds(name: str, shape: _Shape, tile: int, item: int) -> float:
     time = matrix * shape.outputs * MULTIPLY
     if name == "patches":
         return time + matrix * COPY_PATCH + -(-matrix * item // tile) * (weights * READ_WEIGHT + PIECE[name])
+    if name == "shifted":
+        taps = math.prod(shape.windows.kernel_size)
+        time = _hanging_over(shape) * shape.outputs * (shape.depth * MULTIPLY + taps * ADD_TAP)
+        return time + -(-matrix * item // tile) * (weights * READ_WEIGHT + PIECE[name])
     if name == "product":
         return time + -(-shape.pixels // tile) * (weights * READ_WEIGHT + PIECE[name])
     return time
+
+
+def _hanging_over(shape: _Shape) -> int:
+    """The result's pixels, and those computed along between its rows, and between small images."""
+    windows = shape.windows
+    (rows, columns), (below, beside) = windows.size, (windows.extent(1, axis) - 1 for axis in (0, 1))
+    return shape.images * (rows + (below if shape.images > 1 else 0)) * (columns + beside)
 
 
 def _gradient_nanoseconds(name: str, shape: _Shape, tile: int, item: int) -> float:
