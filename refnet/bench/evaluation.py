@@ -97,7 +97,10 @@ def by_pycocotools(dataset: Kept, found: Sequence[Detections]) -> dict[str, list
         }
         objects.createIndex()
         for kind in KINDS:
-            evaluation = COCOeval(objects, objects.loadRes([dict(row) for row in results]), kind)
+            # a row with a box has the box's area, though its mask is what is evaluated
+            without = {"segmentation"} if kind == "bbox" else {"bbox"}
+            rows = [{key: value for key, value in row.items() if key not in without} for row in results]
+            evaluation = COCOeval(objects, objects.loadRes(rows), kind)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
