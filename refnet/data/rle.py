@@ -22,6 +22,8 @@ from refnet.errors import DataError
 # pycocotools walks along a polygon in steps of a fifth of a pixel and stores every step. The outline of a photo's
 # most intricate object measures some 20,000 pixels.
 MAX_OUTLINE = 1_000_000
+PIECE_BYTES = 4 << 20  # of masks that are encoded together: more would only take memory
+MOST_AT_ONCE = 200  # pycocotools 2.0 counts some of its lists in a byte
 
 
 def decode_counts(counts: Int[Array, " runs"], height: int, width: int) -> Bool[Array, "H W"]:
@@ -88,6 +90,20 @@ def encode(mask: Bool[Array, "H W"]) -> dict[str, Any]:
 
     encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")}
+
+
+def encode_each(masks: Bool[Array, "N H W"] | Float[Array, "N H W"], *, threshold: float) -> list[dict[str, Any]]:
+    """:func:`encode` of each mask of a stack, several at a time; of soft masks, what is at least `threshold`."""
+    from pycocotools import mask as coco_mask
+
+    count, height, width = masks.shape
+    some = min(MOST_AT_ONCE, max(1, PIECE_BYTES // max(1, height * width)))
+    encoded: list[dict[str, Any]] = []
+    for start in range(0, count, some):
+        piece = masks[start : start + some]
+        piece = piece if piece.dtype == bool else piece >= threshold
+        encoded += coco_mask.encode(np.asfortranarray(piece.transpose(1, 2, 0), np.uint8))
+    return [{"size": [height, width], "counts": entry["counts"].decode("ascii")} for entry in encoded]
 
 
 def polygons(parts: Any) -> list[Float[Array, "_ 2"]]:

@@ -24,7 +24,7 @@ import numpy as np
 from refnet.arrays import Array
 from refnet.data.coco import KEYPOINT_OFFSET
 from refnet.data.dataset import Dataset, Sample
-from refnet.data.rle import encode
+from refnet.data.rle import encode, encode_each
 from refnet.errors import ArgumentError, DataError
 from refnet.rcnn.boxes import to_xywh
 from refnet.rcnn.structures import Detections, GroundTruth
@@ -235,6 +235,7 @@ def image_results(
             f"image {image_id}: classes must be 1 to {len(category_ids)}, got {classes.min()} to {classes.max()}"
         )
     results = []
+    masks = None if detections.masks is None else encode_each(detections.masks, threshold=MASK_THRESHOLD)
     for index, box in enumerate(to_xywh(boxes.astype(np.float64))):
         result: dict[str, Any] = {
             "image_id": image_id,
@@ -242,8 +243,8 @@ def image_results(
             "bbox": box.tolist(),
             "score": float(scores[index]),
         }
-        if detections.masks is not None:
-            result["segmentation"] = encode(detections.masks[index] >= MASK_THRESHOLD)
+        if masks is not None:
+            result["segmentation"] = masks[index]
         if detections.keypoints is not None:
             points = detections.keypoints[index].astype(np.float64)
             if not np.isfinite(points).all():
@@ -379,9 +380,9 @@ class CocoEvaluator:
         from pycocotools.cocoeval import COCOeval
 
         truth = _Annotations(self._truth, list(self._images), self._category_ids)
-        found = _Annotations(
-            [{**row, "area": _area(row, iou_type)} for row in self.results], list(self._images), self._category_ids
-        )
+        areas = _areas(self.results, iou_type)
+        rows = [{**row, "area": area} for row, area in zip(self.results, areas, strict=True)]
+        found = _Annotations(rows, list(self._images), self._category_ids)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
             evaluation = COCOeval(truth, found, iou_type)
             if sigmas is not None:
@@ -413,15 +414,15 @@ def _paired(dataset: Dataset, detections: ImageDetections) -> Iterator[tuple[Sam
 _NOTHING = Detections(boxes=np.zeros((0, 4)), classes=np.zeros(0, np.int64), scores=np.zeros(0), masks=None)
 
 
-def _area(result: dict[str, Any], iou_type: IouType) -> float:
+def _areas(results: Sequence[dict[str, Any]], iou_type: IouType) -> list[float]:
     if iou_type == "bbox":
-        return float(result["bbox"][2] * result["bbox"][3])
+        return [result["bbox"][2] * result["bbox"][3] for result in results]
     if iou_type == "keypoints":
-        width, height = np.ptp(np.reshape(result["keypoints"], (-1, 3))[:, :2], axis=0)
-        return float(width * height)
+        extents = [np.ptp(np.reshape(result["keypoints"], (-1, 3))[:, :2], axis=0) for result in results]
+        return [float(width * height) for width, height in extents]
     from pycocotools import mask
 
-    return float(mask.area(result["segmentation"]))
+    return [float(mask.area(result["segmentation"])) for result in results]  # of a list it takes 255 at most
 
 
 class _Annotations:

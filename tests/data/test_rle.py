@@ -101,3 +101,13 @@ def _corner_count(mask):
     around = padded[1:, 1:] + padded[:-1, 1:] + padded[1:, :-1] + padded[:-1, :-1]
     diagonal = (padded[1:, 1:] == padded[:-1, :-1]) & (padded[1:, 1:] != padded[:-1, 1:]) & (around == 2)
     return (around % 2).sum() + 2 * diagonal.sum()
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 450])
+def test_a_stack_is_encoded_like_each_of_its_masks(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    soft = np.random.default_rng(count).random((count, 5, 3)).astype(np.float32)
+    expected = [rle.encode(mask >= 0.5) for mask in soft]
+    assert rle.encode_each(soft, threshold=0.5) == expected
+    assert rle.encode_each(soft >= 0.5, threshold=0.5) == expected
+    monkeypatch.setattr(rle, "PIECE_BYTES", 40)  # two masks at a time
+    assert rle.encode_each(soft, threshold=0.5) == expected
