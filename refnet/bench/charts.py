@@ -22,6 +22,7 @@ INK, FAINT, GROUND = "#1f2430", "#c9ced8", "#ffffff"
 KEPT, MISSED, REPORTED, ASKED = "#0072b2", "#d55e00", "#8a93a3", "#1f2430"
 COLORS = {CPU: "#0072b2", TORCHVISION: "#d55e00", SPECIFICATION: "#009e73", CUDA: "#a5478a"}
 VERDICTS = {KEPT: "as asked", MISSED: "missed", REPORTED: "nothing asked"}
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20)
 SHADES = (1.0, 0.55)  # of the bars of fewer and of more threads
 
 
@@ -62,6 +63,7 @@ def ratio_chart(rows: Sequence[tuple[Result, Ratio]]) -> Figure:
         axes.annotate(
             f"{ratio.value:.2f}", (side, y), xytext=(-4 if ratio.value < 1 else 4, 0), textcoords="offset points",
             ha="right" if ratio.value < 1 else "left", va="center", fontsize=7, color=INK,
+            bbox={"boxstyle": "square,pad=0.15", "facecolor": GROUND, "linewidth": 0}, zorder=5,
         )  # fmt: skip
         if ratio.bar is not None:
             axes.plot([ratio.bar.at_most] * 2, [place - 0.46, place + 0.46], color=ASKED, linewidth=1.8)
@@ -72,7 +74,7 @@ def ratio_chart(rows: Sequence[tuple[Result, Ratio]]) -> Figure:
     axes.set_xlim(min(0.5, *values) / 1.5, max(1.25, *values) * 1.25)
     axes.set_yticks(range(len(labels)), [f"{subject}, against {peer}" for subject, peer in labels], fontsize=8)
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if _within(axes, tick)]
+    ticks = [tick for tick in TICKS if _within(axes, tick)]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     _style(axes)
