@@ -110,15 +110,14 @@ def sums_of_squares(arrays: Sequence[Array]) -> Float[Array, " P"]:
     flat = _flat(arrays)
 
     def work(pieces: Sequence[Piece]) -> list[tuple[int, float]]:
-        wide = np.empty(DOT)
-        sums = []
-        for index, block in pieces:
-            part = flat[index][block]
-            for start in range(0, len(part), DOT):
-                numbers = part[start : start + DOT]
-                double = wide[: len(numbers)]
-                double[...] = numbers
-                with np.errstate(over="ignore"):
+        wide, sums = np.empty(DOT), []
+        with np.errstate(over="ignore"):
+            for index, block in pieces:
+                part = flat[index][block]
+                for start in range(0, len(part), DOT):
+                    numbers = part[start : start + DOT]
+                    double = wide[: len(numbers)]
+                    double[...] = numbers
                     sums.append((index, float(double @ double)))
         return sums
 
