@@ -62,8 +62,7 @@ PIECE: dict[str, float] = {  # calls of NumPy
     "winograd_f2": 6e4,
     "winograd_f4": 9e4,
 }
-# of the gradient to the weights, whose long products are of two matrices that are both packed
-MULTIPLY_LONG = 2 / 130
+MULTIPLY_TILES = 2 / 130  # a multiplication in the sums over tiles that are the gradient to the weights
 TRANSFORM_SUM = 0.3  # an element of the sums that become the gradient
 
 TILES = 256  # of Winograd: fewer read the weights too often, more leave the cache
@@ -417,9 +416,9 @@ def _gradient_nanoseconds(name: str, shape: _Shape, tile: int, item: int) -> flo
     if name in WINOGRAD:
         pieces = -(-_winograd_tiles(name, shape) // tile)
         elements = WINOGRAD[name].size ** 2 * shape.channels * shape.outputs
-        time = elements * (_winograd_tiles(name, shape) * MULTIPLY_LONG + TRANSFORM_SUM) + _transforms(name, shape)
+        time = elements * (_winograd_tiles(name, shape) * MULTIPLY_TILES + TRANSFORM_SUM) + _transforms(name, shape)
         return time + pieces * (elements * READ_WEIGHT + PIECE[name])
-    time = matrix * shape.outputs * MULTIPLY_LONG
+    time = matrix * shape.outputs * MULTIPLY
     if name == "product":
         return time + PIECE[name]
     return time + matrix * COPY_PATCH + -(-matrix * item // tile) * (weights * READ_WEIGHT + PIECE[name])
