@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,17 @@ from refnet.bench.contest import Contest, Curve, Part, Subject, WrongResult
 from refnet.bench.contestants import CPU, SPECIFICATION, TORCH, Field
 from refnet.bench.stopwatch import Spread
 from refnet.errors import ConfigError, RefnetError
+from refnet.kernels.cpu import threads
 
 FIELD = Field(missing={"torch": "No module named 'torch'"}, versions={"numpy": "2"})
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> run.Bench:
-    monkeypatch.setenv("REFNET_NUM_THREADS", "1")
-    return run.Bench(FIELD, rounds=3, threads=1)
+def bench() -> Iterator[run.Bench]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFNET_NUM_THREADS", "1")  # so that it is taken back
+        yield run.Bench(FIELD, rounds=3, threads=1)
+    threads.reset()
 
 
 def part(name: str, check: str = "equal", wrong: str = "") -> Part:
