@@ -45,13 +45,13 @@ class Case:
     """A file, its images and objects, and the network at its weights."""
 
     def __init__(self, name: str, model: MaskRCNN) -> None:
-        self.golden, self.model = matterport_rules.load(name), model
+        self.name, self.golden, self.model = name, matterport_rules.load(name), model
         self.config = model.config = matterport_rules.settings(self.golden)
         self.images = [matterport_rules.image(str(key), 128, 128) for key in self.golden["image_keys"]]
         self.truth = [self.objects(index) for index in range(len(self.images))]
         self.given = None
         if "input_rois_px" in self.golden:
-            self.given = [from_yxyx(boxes).astype(np.float32) for boxes in self.golden["input_rois_px"]]
+            self.given = [from_yxyx(boxes).astype(model.dtype) for boxes in self.golden["input_rois_px"]]
 
     def objects(self, index: int) -> GroundTruth:
         classes = self.golden["gt_class_ids"][index]
@@ -217,18 +217,38 @@ def test_losses(first):
 
 
 def test_gradients(first):
-    """Of every trained weight: samples, the norm, and the norm of all."""
-    case, _, _, grads = first
-    total = 0.0
+    """Of every trained weight: samples, the norm, and the norm of all.
+
+    The file's float32 gradients are compared with those of the network in float64, and the network's float32 gradients
+    mustn't be farther from these than the file's: two float32 computations would add their roundings up.
+    """
+    case, _, _, rounded = first
+    grads = _float64_gradients(case)
+    total = theirs = ours = 0.0
     for (name, positions, stored, sums), norm in zip(case.samples("grad"), case.golden["grad_norm_each"], strict=True):
-        grad = to_keras(name, grads[name]).astype(np.float64)
+        grad = to_keras(name, grads[name])
         typical = norm / np.sqrt(grad.size)
-        np.testing.assert_allclose(grad.ravel()[positions], stored, rtol=0, atol=2e-3 * typical, err_msg=name)
+        sampled = grad.ravel()[positions]
+        np.testing.assert_allclose(sampled, stored, rtol=0, atol=2e-3 * typical, err_msg=name)
+        theirs += np.square((stored - sampled) / typical).sum()
+        ours += np.square((to_keras(name, rounded[name]).ravel()[positions] - sampled) / typical).sum()
         np.testing.assert_allclose(np.linalg.norm(grad), norm, rtol=NOISE, err_msg=name)
         deviations = abs(matterport_rules.checks(grad) - sums)[:3]
         assert (deviations <= NOISE * sums[[1, 1, 2]] * (1, 1, 2)).all(), name  # a square departs twice as much
         total += float(np.square(grad).sum())
     np.testing.assert_allclose(np.sqrt(total), case.golden["grad_norm"], rtol=1e-5)
+    assert 0 < ours <= theirs
+
+
+def _float64_gradients(case: Case) -> dict[str, np.ndarray]:
+    """Those of the same network and pass in float64, the decay's included."""
+    model = MaskRCNN(case.config, rng=Blank())
+    matterport_rules.fill(model)
+    model.astype(np.float64)
+    double = Case(case.name, model)
+    double.losses().total.backward()
+    double.decay()
+    return {name: parameter.grad for name, parameter in model.parameters().items()}
 
 
 @pytest.mark.convention("roi_targets.detach")
