@@ -22,6 +22,7 @@ import numpy as np
 from refnet.arrays import Array, namespace
 from refnet.errors import ArgumentError, DTypeError, LaunchError, ShapeError
 from refnet.kernels.cuda.program import LARGEST_GRID, Instantiation, Program, blocks, ready
+from refnet.kernels.setting import Setting
 from refnet.ops.conv2d import Padding, Pair, output_extent
 
 Operation: TypeAlias = Literal["forward", "grad_input", "grad_weight"]
@@ -185,49 +186,13 @@ def shape_of(
 
 Precision: TypeAlias = Literal["float32", "tf32", "bf16"]
 """What products are made of. Arrays are float32 and so are the sums; operands are rounded to 10 or 7 bits after the
-leading one for tensor cores. float64 is never rounded."""
+leading one for tensor cores. float64 is never rounded.
 
-_installed: Precision = "float32"
-_scoped: ContextVar[Precision | None] = ContextVar("precision", default=None)
+Where the channels of a group, or what a pixel has of them in memory, aren't whole vectors of eight, bf16 is TF32.
+Where Hopper's wgmma reads an image itself, TF32 is the image's numbers cut off, and not rounded; weights are rounded."""
 
-
-def set_precision(value: Precision) -> None:
-    """Make products of `value` from now on, in every thread.
-
-    Raises:
-        ArgumentError: there is no such precision.
-    """
-    global _installed
-    _installed = _checked(value)
-
-
-@contextmanager
-def precision(value: Precision) -> Iterator[None]:
-    """Within the block, and in the present thread or task only, make products of `value`.
-
-    Where the channels of a group, or what a pixel has of them in memory, aren't whole vectors of eight, bf16 is TF32.
-    Where Hopper's wgmma reads an image itself, TF32 is the image's numbers cut off, and not rounded; weights are rounded.
-
-    Raises:
-        ArgumentError: there is no such precision.
-    """
-    token = _scoped.set(_checked(value))
-    try:
-        yield
-    finally:
-        _scoped.reset(token)
-
-
-def present_precision() -> Precision:
-    """What products are made of here and now."""
-    return _scoped.get() or _installed
-
-
-def _checked(value: Any) -> Precision:
-    known: tuple[Precision, ...] = get_args(Precision)
-    if value not in known:
-        raise ArgumentError(f"precision: expected one of {', '.join(known)}, got {value!r}")
-    return known[known.index(value)]
+_setting: Setting[Precision] = Setting("precision", get_args(Precision))
+set_precision, precision, present_precision = _setting.set, _setting.within, _setting.get
 
 
 # ---- tiles ---------------------------------------------------------------------------------------------------------
