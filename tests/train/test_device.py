@@ -3,18 +3,13 @@
 What is held against the CPU: losses, every gradient, the parameters behind a step, proposals and samples, detections.
 And how often the host waits, which on a GPU would cost more than most kernels.
 
-Tolerances. The CPU and the device evaluate one expression in float32, and add in different orders. How far rounding
-can take a result is measured: r is the pass in float64, r_k the same from weights of which each is changed by one unit
-of float32's last place, up or down at random, as any evaluation in float32 may have rounded it; with the CPU's own pass
-a, E = max(|a - r|, |r_1 - r|, |r_2 - r|, |r_3 - r|), the largest over the elements of a tensor. The device's rounding is
-another draw of that kind. It may be four times as large as the worst of these four; a kernel that computes something
-else is off by a thousand times as much.
+Tolerances: see :mod:`tests.train.passes`; the CPU and the device add in different orders.
 """
 
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +23,6 @@ import refnet.rcnn.model
 from refnet.arrays import device_of, to_host
 from refnet.cli import _set_up_process as set_up_process
 from refnet.cli import main
-from refnet.data import Sample
 from refnet.errors import DeviceError, KernelError
 from refnet.kernel_op import operations
 from refnet.kernels.cpu import precision as cpu_precision
@@ -38,11 +32,20 @@ from refnet.kernels.emulator import available, running, standin
 from refnet.nn import NonFiniteError, Optimizer
 from refnet.rcnn.losses import Losses
 from refnet.rcnn.model import MaskRCNN
-from refnet.rcnn.presets import PRESETS
-from refnet.rcnn.structures import AnchorTargets, Rois
+from refnet.rcnn.structures import AnchorTargets
 from refnet.train import Checkpoint, TrainConfig, load_newest, read_metrics, train
 from refnet.train.step import make_optimizer, start_step, train_step
-from tests.rcnn.small import scene, shrink
+from tests.train.passes import (
+    JITTERS,
+    NETWORKS,
+    SETTINGS,
+    Pass,
+    batch,
+    check_detections,
+    detect,
+    network,
+    within_rounding,
+)
 from tests.train.tiny import FLAGS, tiny_run
 
 pytestmark = [
@@ -50,14 +53,10 @@ pytestmark = [
     pytest.mark.usefixtures("unannotated", "gpu"),
 ]
 
-NETWORKS = ("shapes", "torchvision_keypoints", "matterport_faithful")
-SETTINGS = TrainConfig(optimizer="sgd", lr=0.02, weight_decay=1e-2, clip_norm=5.0)
 SMALLER = (
     *("--shapes.image-size", "32", "--shapes.margin", "8", "--shapes.min-half-size", "4"),
     *("--shapes.max-half-size", "8", "--val-count", "1"),
 )
-JITTERS = 3
-LAST_PLACE = 2.0**-23  # of float32
 
 
 @pytest.fixture
@@ -73,54 +72,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iter
     refnet.kernels.install()
     yield
     refnet.kernels.uninstall()
-
-
-def network(name: str, *, dtype: Any = np.float32, device: str = "cpu", jitter: int | None = None) -> MaskRCNN:
-    """A small network of a preset; with `jitter`, the seed, each weight is changed by a unit of its last place."""
-    model = MaskRCNN(shrink(PRESETS[name](3)), rng=np.random.default_rng(0), dtype=dtype)
-    if jitter is not None:
-        rng = np.random.default_rng(jitter)
-        for parameter in model.parameters().values():
-            parameter.data *= 1 + LAST_PLACE * rng.choice([-1, 1], parameter.shape)
-    model.to(device)
-    return model
-
-
-def batch(model: MaskRCNN) -> list[Sample]:
-    scenes = [scene(60, 70, channels=model.config.input.channels, seed=seed) for seed in (1, 2)]
-    return [Sample(image=image.astype(np.uint8), truth=truth, image_id=0, file_name="") for image, truth in scenes]
-
-
-class Pass:
-    """One training step from the same weights: losses, gradients, the regions, and the parameters behind it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, **variant: Any) -> None:
-        model = network(name, **variant)
-        optimizer = make_optimizer(model.parameters(), SETTINGS)
-        held: list[Rois] = []
-        choose = refnet.rcnn.model.choose_rois
-        with monkeypatch.context() as patch:
-            patch.setattr(refnet.rcnn.model, "choose_rois", lambda *args: held.append(choose(*args)) or held[-1])
-            with standin.counting() as self.counts:
-                step = start_step(model, optimizer, batch(model), SETTINGS, step=0, lr=0.02)
-        self.rois = held[0]
-        self.losses = {n: np.array(v) for n, v in step.values().items()} | {"rois": self.rois.boxes}
-        parameters = model.parameters()
-        self.gradients = {n: to_host(p.grad) for n, p in parameters.items() if p.grad is not None}
-        self.parameters = {n: to_host(p.data) for n, p in parameters.items()}
-        self.devices = {device_of((a,)) for a in (*model.state().values(), *optimizer.state().values())}
-
-
-Values = dict[str, np.ndarray]
-
-
-def within_rounding(found: Values, exact: Values, rounded: Sequence[Values]) -> None:
-    """Assert the bound at the head of this file: `rounded` are a, r_1, ..., `exact` is r."""
-    assert list(found) == list(exact)
-    for name, value in exact.items():
-        worst = max(abs(other[name] - value).max(initial=0.0) for other in rounded)
-        least = LAST_PLACE * abs(value).max(initial=0.0)
-        assert abs(found[name] - value).max(initial=0.0) <= 4 * max(worst, least), name
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -334,24 +285,11 @@ def test_a_run_waits_once_a_step_and_goes_on_on_either_device(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_detections_are_the_cpus_and_the_host_waits_three_times(name: str) -> None:
-    images = [sample.image for sample in batch(network(name))]
-
-    def detect(**variant: Any) -> list[Values]:
-        found = network(name, **variant).detect(images)
-        fields = ("classes", "boxes", "scores", "masks", "keypoints", "keypoint_scores")
-        return [{f: v for f in fields if (v := getattr(entry, f)) is not None} for entry in found]
-
     with standin.counting() as counts:
-        found = detect(device="cuda")
+        found = detect(name, device="cuda")
     assert counts.synchronizations == 3, counts.places
-    exact = detect(dtype=np.float64)
-    rounded = [detect(), *(detect(dtype=np.float64, jitter=k) for k in range(JITTERS))]
-    for index, entry in enumerate(found):
-        assert len(entry["classes"]) > 0
-        if entry.get("masks", np.zeros(0)).dtype == bool:
-            differing = entry.pop("masks") != exact[index].pop("masks")
-            assert differing.mean() < 1e-3  # but for pixels on the very threshold
-        within_rounding(entry, exact[index], [other[index] for other in rounded])
+    exact = detect(name, dtype=np.float64)
+    check_detections(found, exact, [detect(name), *(detect(name, dtype=np.float64, jitter=k) for k in range(JITTERS))])
 
 
 def test_weights_load_on_the_device_and_come_back() -> None:
