@@ -121,7 +121,7 @@ def growth_chart(growths: Sequence[Growth]) -> Figure:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-        title = growth.curve.removeprefix("scaling: ")
+        title = growth.curve.removeprefix("scaling: ").replace(" against ", "\nagainst ")  # one line may not fit
         many = len({g.threads for g in growths}) > 1
         axes.set_title(title + (f", {growth.threads} threads" if many else ""), fontsize=9, loc="left", color=INK)
         axes.set_xlabel(growth.along, fontsize=8, color=INK)
