@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 
 import numpy as np
 import pytest
@@ -34,12 +35,19 @@ def kernels(plan: str) -> Iterator[int]:
         refnet.kernels.uninstall()
 
 
+@cache
+def specified(name: str) -> tuple[Pass, Pass]:
+    """The specification's step in float64 and in float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        return Pass(patch, name, dtype=np.float64), Pass(patch, name)
+
+
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_is_the_specifications(monkeypatch: pytest.MonkeyPatch, name: str, plan: str) -> None:
     with kernels(plan) as units:
         found = Pass(monkeypatch, name)
-    exact, plain = Pass(monkeypatch, name, dtype=np.float64), Pass(monkeypatch, name)
+    exact, plain = specified(name)
     for field in ("images", "classes", "sources", "foreground", "keypoints"):
         np.testing.assert_array_equal(getattr(found.rois, field), getattr(plain.rois, field), err_msg=field)
     rounded = [plain, *(Pass(monkeypatch, name, dtype=np.float64, jitter=k, units=units) for k in range(JITTERS))]

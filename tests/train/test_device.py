@@ -352,15 +352,15 @@ class TestCommands:
 
     @pytest.mark.parametrize("precision", ["float32", "exact-order", "tf32", "bf16"])
     def test_the_precision_reaches_the_convolutions(self, monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
-        monkeypatch.setattr(conv2d, "_installed", "bf16")
-        monkeypatch.setattr(cpu_precision, "_installed", "float32")
+        monkeypatch.setattr(conv2d._setting, "_installed", "bf16")
+        monkeypatch.setattr(cpu_precision._setting, "_installed", "float32")
         set_up_process(TrainConfig(device="cuda", precision=precision))
         assert conv2d.present_precision() == ("float32" if precision == "exact-order" else precision)
 
     @pytest.mark.parametrize("precision", ["float32", "exact-order"])
     def test_it_reaches_those_of_a_cpu(self, monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
         for before in ("float32", "exact-order"):
-            monkeypatch.setattr(cpu_precision, "_installed", before)
+            monkeypatch.setattr(cpu_precision._setting, "_installed", before)
             set_up_process(TrainConfig(precision=precision))
             assert cpu_precision.present_precision() == precision
 
