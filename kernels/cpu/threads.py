@@ -5,14 +5,18 @@ another. They are used only where BLAS itself is limited to one thread (OPENBLAS
 before NumPy is imported): its own threads would get in each other's way, and they speed up nothing but products.
 REFNET_NUM_THREADS sets another number than one a core; 1 keeps all work in the calling thread.
 
+The lock is handed over at every call of NumPy, and to wake a thread takes as long as a small product. So what is done in
+many short calls is shared only from some milliseconds on.
+
 How work is split depends on the number of threads, and so may the last bit of a sum: same inputs, same bits holds for
 one setting.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from functools import cache
 from itertools import pairwise
 from typing import TypeVar
@@ -23,13 +27,36 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@cache
+WORTHWHILE = 8e-3  # seconds: from 3 to 8 ms on, by the shape, two threads convolve faster than one
+
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
 def count() -> int:
-    """How many threads share the work of a kernel.
+    """How many threads share the work of a kernel, here and now.
 
     Raises:
         ArgumentError: REFNET_NUM_THREADS isn't a positive number.
     """
+    return 1 if _alone.get() else _installed()
+
+
+@contextmanager
+def shared_if_worthwhile(seconds: float) -> Iterator[None]:
+    """Within the block threads share work only if one alone would take so long that it pays.
+
+    Args:
+        seconds: how long that would be.
+    """
+    token = _alone.set(seconds < WORTHWHILE)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+@cache
+def _installed() -> int:
     asked = os.environ.get("REFNET_NUM_THREADS")
     if asked is not None:
         if not asked.isdecimal() or int(asked) == 0:
@@ -42,12 +69,12 @@ def count() -> int:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count() - 1, thread_name_prefix="refnet-kernel")
+    return ThreadPoolExecutor(_installed() - 1, thread_name_prefix="refnet-kernel")
 
 
 def reset() -> None:
     """Read the environment again at the next call, and start new threads."""
-    count.cache_clear()
+    _installed.cache_clear()
     _pool.cache_clear()  # a pool that nobody refers to ends its threads
 
 

@@ -40,6 +40,21 @@ def test_work_is_split_evenly(thread_count):
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+def test_short_work_stays_in_the_calling_thread(monkeypatch):
+    monkeypatch.setenv("REFNET_NUM_THREADS", "3")
+    threads.reset()
+    try:
+        for seconds, expected in [(threads.WORTHWHILE / 2, 1), (2 * threads.WORTHWHILE, 3)]:
+            with threads.shared_if_worthwhile(seconds):
+                assert threads.count() == len(threads.split(range(9))) == expected
+                names = set(threads.spread(lambda _: threading.current_thread().name, range(3)))
+                assert (names == {threading.current_thread().name}) == (expected == 1)
+            assert threads.count() == 3
+    finally:
+        monkeypatch.undo()
+        threads.reset()
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [

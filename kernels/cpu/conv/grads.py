@@ -20,7 +20,7 @@ from refnet.kernels.cpu.conv.epilogue import Epilogue
 from refnet.kernels.cpu.conv.patches import UNPACKED, Windows, correlate, matrices, one_tall_image, tiles_of
 from refnet.kernels.cpu.conv.plan import WINOGRAD, Operation, Plan, plan
 from refnet.kernels.cpu.scratch import scratch
-from refnet.kernels.cpu.threads import runs, split, spread
+from refnet.kernels.cpu.threads import runs, shared_if_worthwhile, split, spread
 from refnet.ops.conv2d import Padding, Pair
 
 LINES = 64  # of weights that are transposed at once
@@ -45,15 +45,16 @@ def conv2d_grad_input(
         groups=groups,
         dtype=grad_output.dtype,
     )
-    match chosen.algorithm:
-        case "side_by_side":
-            return _side_by_side(grad_output, w, chosen.tile)
-        case "taps":
-            return _taps(grad_output, w, input_size, padding, windows, groups)
-        case "residues":
-            return _residues(grad_output, w, input_size, padding, windows, groups)
-        case _:
-            return _flipped(grad_output, w, input_size, windows, groups, chosen)
+    with shared_if_worthwhile(chosen.seconds):
+        match chosen.algorithm:
+            case "side_by_side":
+                return _side_by_side(grad_output, w, chosen.tile)
+            case "taps":
+                return _taps(grad_output, w, input_size, padding, windows, groups)
+            case "residues":
+                return _residues(grad_output, w, input_size, padding, windows, groups)
+            case _:
+                return _flipped(grad_output, w, input_size, windows, groups, chosen)
 
 
 def conv2d_grad_weight(
@@ -81,15 +82,17 @@ def conv2d_grad_weight(
         groups=groups,
         dtype=x.dtype,
     )
-    if chosen.algorithm in WINOGRAD:
-        return winograd_gradient.grad_weight(x, grad_output, WINOGRAD[chosen.algorithm], windows.origin, chosen.tile)
-    grad = np.empty((*kernel_size, cg, outputs), x.dtype)
-    og = outputs // groups
-    for g in range(groups):
-        some = slice(g * og, g * og + og)
-        part = grad[..., some].reshape(-1, og)
-        _outer(x[..., g * cg : g * cg + cg], grad_output[..., some], part, windows, chosen.tile)
-    return grad
+    with shared_if_worthwhile(chosen.seconds):
+        if chosen.algorithm in WINOGRAD:
+            minimal = WINOGRAD[chosen.algorithm]
+            return winograd_gradient.grad_weight(x, grad_output, minimal, windows.origin, chosen.tile)
+        grad = np.empty((*kernel_size, cg, outputs), x.dtype)
+        og = outputs // groups
+        for g in range(groups):
+            some = slice(g * og, g * og + og)
+            part = grad[..., some].reshape(-1, og)
+            _outer(x[..., g * cg : g * cg + cg], grad_output[..., some], part, windows, chosen.tile)
+        return grad
 
 
 def _algorithm(operation: Operation) -> Callable[..., str]:
