@@ -35,7 +35,7 @@ from refnet.ops.sampling import Shape4, inside
 GROUP = 160  # bins times pixels in a product of one axis, from which on two groups are faster
 SMALL = 950_000  # multiplications in a product that OpenBLAS does without copying (its own limit is a million)
 BAND = 16  # rows of an image whose regions are visited together
-LEAST = 1 << 22  # numbers in the regions: of fewer, in many small products, two threads make more slowly than one
+LEAST = 1 << 21  # numbers in the regions: of fewer, in many small products, two threads make more slowly than one
 
 Group: TypeAlias = tuple[int, int, int, int]
 
