@@ -18,6 +18,7 @@ import numpy as np
 
 from refnet.arrays import Array
 
+UNPACKED = 10**6  # OpenBLAS multiplies matrices with at most so many products as they lie, without packing them first
 ROW_MAJOR, NO_TRANSPOSE, TRANSPOSE = 101, 111, 112  # of cblas.h
 
 # what OpenBLAS is built with: a prefix for SciPy's builds, which NumPy's wheels hold, and a suffix for 64-bit integers

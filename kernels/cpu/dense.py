@@ -172,7 +172,7 @@ def _sums_with(grad_output: Array, x: Array, centre: Array) -> tuple[Array, Arra
 def _by_blocks(work: Callable[[Sequence[slice]], R], length: int, step: int) -> list[R]:
     """What `work` gives for the blocks of `length` rows, `step` rows each: once, or once a thread."""
     blocks = [slice(start, min(start + step, length)) for start in range(0, length, max(step, 1))]
-    return spread(work, split(blocks) if len(blocks) >= LEAST_BLOCKS else [blocks])
+    return spread(work, split(blocks, worthwhile=len(blocks) >= LEAST_BLOCKS))
 
 
 def _block_rows(rows: Array) -> int:

@@ -75,10 +75,11 @@ def upsample_add_forward(coarse: Float[Array, "N H W C"], fine: Float[Array, "N 
     y = np.empty(fine.shape, fine.dtype)
     target, source = _in_blocks(y, (h, w)), _in_blocks(fine, (h, w))
 
-    def work(rows: slice) -> None:
+    def work(run: Sequence[int]) -> None:
+        rows = slice(run[0], run[-1] + 1)
         np.add(source[:, rows], coarse[:, rows, None, :, None], out=target[:, rows])
 
-    spread(work, [slice(run[0], run[-1] + 1) for run in split(range(h))] if y.size >= LEAST else [slice(0, h)])
+    spread(work, split(range(h), worthwhile=y.size >= LEAST))
     return y
 
 
@@ -130,7 +131,7 @@ def _resample(
                     np.matmul(weights, flat.reshape(height, w, c)[:, beside], out=y[image, tile, across])
 
     tiles = list(product(range(n), _bands(rows)))
-    spread(work, split(tiles) if y.size >= LEAST else [tiles])
+    spread(work, split(tiles, worthwhile=y.size >= LEAST))
     return y
 
 

@@ -33,7 +33,6 @@ from refnet.ops.roi_align import sample_counts, spans
 from refnet.ops.sampling import Shape4, inside
 
 GROUP = 160  # bins times pixels in a product of one axis, from which on two groups are faster
-SMALL = 950_000  # multiplications in a product that OpenBLAS does without copying (its own limit is a million)
 BAND = 16  # rows of an image whose regions are visited together
 LEAST = 1 << 21  # numbers in the regions: of fewer, in many small products, two threads make more slowly than one
 
@@ -153,11 +152,6 @@ def _by_position(image_index: Int[Array, " R"], rows: Axis, columns: Axis) -> li
     return order
 
 
-def _shared(regions: Sequence[int], numbers: int) -> list[Sequence[int]]:
-    """The regions of each thread; one has all if there are few numbers in them."""
-    return split(regions) if numbers >= LEAST else [regions]
-
-
 def _pool(
     images: Float[Array, "N H W C"], image_index: Int[Array, " R"], rows: Axis, columns: Axis
 ) -> Float[Array, "R P Q C"]:
@@ -187,7 +181,8 @@ def _pool(
             narrowed = rows.weights[r, :, : bottom - top] @ images[image[r], top:bottom, left:right, 0]  # P w
             np.matmul(narrowed, columns.weights[r, :, : right - left].T, out=output[r, :, :, 0])
 
-    spread(work_without_channels if c == 1 else work, _shared(_by_position(image_index, rows, columns), output.size))
+    regions_of_threads = split(_by_position(image_index, rows, columns), worthwhile=output.size >= LEAST)
+    spread(work_without_channels if c == 1 else work, regions_of_threads)
     return output
 
 
@@ -250,7 +245,7 @@ def _adder(
 
     def add(r: int, group: Group, top: int, left: int, right: int) -> None:
         a, b, start, stop = group
-        step = max(SMALL // ((b - a) * (stop - start)) & -64, 64)
+        step = max(blas.UNPACKED // ((b - a) * (stop - start)) & -64, 64)
         y = weights_at + ((r * bins + a) * extent + start) * item
         for column in range(left, right, step):
             product(
@@ -306,7 +301,7 @@ def _grad_weights(
             np.matmul(rows.weights[r, :, : bottom - top].T, lines[r], out=flat)  # h Q·C
             (here @ window.swapaxes(1, 2)).sum(axis=0, out=grad_columns[r, :, : right - left])
 
-    spread(work, _shared(_by_position(image_index, rows, columns), grad_output.size))
+    spread(work, split(_by_position(image_index, rows, columns), worthwhile=grad_output.size >= LEAST))
     return grad_rows, grad_columns
 
 

@@ -12,14 +12,13 @@ from jaxtyping import Float, Int
 
 from refnet import ops
 from refnet.arrays import Array
+from refnet.kernels.cpu.best_first import LOW, in_order
 from refnet.kernels.cpu.scratch import scratch
 from refnet.kernels.cpu.threads import split, spread
 from refnet.ops.conv2d import Pair
 from refnet.ops.roi_pool import NOWHERE, bin_ends
 from refnet.ops.sampling import Shape4
 
-MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits but the sign
-LOW = 0xFFFFFFFF  # the lower half of a key
 LEAST = np.iinfo(np.int64).min  # below all keys
 
 
@@ -74,21 +73,15 @@ def _keys(features: Float[Array, "H W C"]) -> Int[Array, "H W C"]:
     """The keys of an image. All NaN are one, above all numbers, and -0 is 0."""
     h, w, _ = features.shape
     values = np.where(np.isnan(features), np.float32(np.nan), features + np.float32(0))
-    bits = _in_order(np.ascontiguousarray(values).view(np.int32))
+    bits = in_order(np.ascontiguousarray(values).view(np.int32))
     later = LOW - np.arange(h * w).reshape(h, w, 1)
     keys: Array = (bits.astype(np.int64) << 32) | later
     return keys
 
 
 def _values(keys: Int[Array, "*K"]) -> Float[Array, "*K"]:
-    values: Array = _in_order((keys >> 32).astype(np.int32)).view(np.float32)
+    values: Array = in_order((keys >> 32).astype(np.int32)).view(np.float32)
     return values
-
-
-def _in_order(bits: Int[Array, "*B"]) -> Int[Array, "*B"]:
-    """The bits of float32 numbers as integers of the same order, and back: negative numbers run the other way."""
-    ordered: Array = bits ^ ((bits >> 31) & MAGNITUDE)
-    return ordered
 
 
 def roi_pool_grad(

@@ -94,8 +94,10 @@ def spread(work: Callable[[T], R], pieces: Sequence[T]) -> list[R]:
     return [work(pieces[0]), *(other.result() for other in others)]
 
 
-def split(items: Sequence[T]) -> list[Sequence[T]]:
-    """`items` in as many runs of nearly equal length as there are threads; none is empty."""
+def split(items: Sequence[T], *, worthwhile: bool = True) -> list[Sequence[T]]:
+    """`items` in as many runs of nearly equal length as there are threads; none is empty. All in one if not worthwhile."""
+    if not worthwhile:
+        return [items]
     return [items[run] for run in runs(len(items), min(count(), len(items)))]
 
 

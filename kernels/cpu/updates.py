@@ -6,12 +6,13 @@ written once. The steps are the specification's, and so are their bits.
 
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from refnet.arrays import Array
+from refnet.kernels.cpu.scratch import scratch
 from refnet.kernels.cpu.threads import split, spread
 from refnet.ops.updates import check_update
 
@@ -41,10 +42,9 @@ def sgd_update(
     flat = [_flat(arrays) for arrays in (values, gradients, velocities)]
 
     def work(pieces: Sequence[Piece]) -> None:
-        scratch: dict[np.dtype[Any], Array] = {}
         for index, block in pieces:
             w, g = flat[0][index][block], flat[1][index][block]
-            first, second = _scratch(scratch, w)
+            first, second = scratch("updates", (2, len(w)), w.dtype)
             if decays[index]:
                 np.multiply(w, decays[index], out=first)
                 g = np.add(first, g, out=first)
@@ -83,10 +83,9 @@ def adamw_update(
     flat = [_flat(arrays) for arrays in (values, gradients, first_moments, second_moments)]
 
     def work(pieces: Sequence[Piece]) -> None:
-        scratch: dict[np.dtype[Any], Array] = {}
         for index, block in pieces:
             w, g, m, v = (arrays[index][block] for arrays in flat)
-            term, _ = _scratch(scratch, w)
+            term = scratch("updates", w.shape, w.dtype)
             if keeps[index] != 1:
                 w *= keeps[index]
             m *= beta_1
@@ -110,7 +109,7 @@ def sums_of_squares(arrays: Sequence[Array]) -> Float[Array, " P"]:
     flat = _flat(arrays)
 
     def work(pieces: Sequence[Piece]) -> list[tuple[int, float]]:
-        wide, sums = np.empty(DOT), []
+        wide, sums = scratch("updates", (DOT,), np.float64), []
         with np.errstate(over="ignore"):
             for index, block in pieces:
                 part = flat[index][block]
@@ -132,13 +131,6 @@ def _flat(arrays: Sequence[Array]) -> list[Array]:
     return [array.reshape(-1) for array in arrays]
 
 
-def _scratch(known: dict[np.dtype[Any], Array], like: Array) -> Array:
-    """Two blocks of memory for results on the way, as long as `like` and of its type; `known` holds them for the next."""
-    if like.dtype not in known:
-        known[like.dtype] = np.empty((2, BLOCK), like.dtype)
-    return known[like.dtype][:, : len(like)]
-
-
 def _share(work: Callable[[Sequence[Piece]], R], flat: Sequence[Array]) -> list[R]:
     """What `work` gives for all blocks of all arrays: once, or once a thread."""
     sizes = [len(array) for array in flat]
@@ -147,4 +139,4 @@ def _share(work: Callable[[Sequence[Piece]], R], flat: Sequence[Array]) -> list[
         for index, size in enumerate(sizes)
         for start in range(0, size, BLOCK)
     ]
-    return spread(work, split(pieces) if sum(sizes) >= LEAST else [pieces])
+    return spread(work, split(pieces, worthwhile=sum(sizes) >= LEAST))

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from refnet.arrays import Array
+from refnet.kernels.cpu.blas import UNPACKED
 from refnet.kernels.cpu.conv import forward, winograd_gradient
 from refnet.kernels.cpu.conv.epilogue import Epilogue
-from refnet.kernels.cpu.conv.patches import UNPACKED, Windows, correlate, matrices, one_tall_image, tiles_of
+from refnet.kernels.cpu.conv.patches import Windows, correlate, matrices, one_tall_image, tiles_of
 from refnet.kernels.cpu.conv.plan import WINOGRAD, Operation, Plan, plan
 from refnet.kernels.cpu.scratch import scratch
 from refnet.kernels.cpu.threads import runs, shared_if_worthwhile, split, spread

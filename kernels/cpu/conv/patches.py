@@ -14,14 +14,12 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from refnet.arrays import Array
+from refnet.kernels.cpu.blas import UNPACKED
 from refnet.kernels.cpu.scratch import scratch
 from refnet.kernels.cpu.threads import count, runs, split, spread
 from refnet.ops.conv2d import Padding, Pair
 
 TILE_BYTES = 2 << 20  # the best of 256 KiB to 8 MiB on layers of 3 to 512 channels
-
-# OpenBLAS multiplies matrices with at most so many products as they lie, without packing them first
-UNPACKED = 10**6
 
 Tile: TypeAlias = tuple[slice, slice]  # of images, and of output rows; several images only with all of their rows
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from refnet.arrays import Array
-from refnet.kernels.cpu.conv.patches import UNPACKED
+from refnet.kernels.cpu.blas import UNPACKED
 from refnet.kernels.cpu.scratch import scratch
 from refnet.kernels.cpu.threads import count, runs
 from refnet.ops.conv2d import Pair
