@@ -27,7 +27,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-WORTHWHILE = 8e-3  # seconds: from 3 to 8 ms on, by the shape, two threads convolve faster than one
+WORTHWHILE = 2e-3  # seconds: from there on two threads multiply matrices faster than one
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
 

@@ -1,7 +1,6 @@
 """conv2d_forward and conv2d_fused_forward, by the algorithm that :mod:`refnet.kernels.cpu.conv.plan` chooses."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -9,7 +8,7 @@ from refnet.arrays import Array
 from refnet.kernels.cpu.conv import winograd
 from refnet.kernels.cpu.conv.epilogue import Epilogue
 from refnet.kernels.cpu.conv.patches import Windows, correlate
-from refnet.kernels.cpu.conv.plan import WINOGRAD, Plan, plan
+from refnet.kernels.cpu.conv.plan import WINOGRAD, Plan, algorithm_of, planned
 from refnet.kernels.cpu.conv.shifted import correlate_shifted
 from refnet.kernels.cpu.threads import count, runs, split, spread
 from refnet.ops.conv2d import Padding, Pair
@@ -38,40 +37,26 @@ def conv2d_fused_forward(
     return _convolve(x, w, epilogue, stride, padding, dilation, groups)
 
 
-def _algorithm(x: Array, w: Array, *_: Array | None, relu: bool = False, **geometry: Any) -> str:
-    """What computes the sums, for :func:`refnet.testing.check_kernel`: its bound is that of the result."""
-    chosen = plan("conv2d_forward", x.shape, w.shape, dtype=x.dtype, **geometry).algorithm
-    return chosen if chosen in WINOGRAD and x.size and w.size else "plain"
-
-
-conv2d_forward.algorithm = conv2d_fused_forward.algorithm = _algorithm  # type: ignore[attr-defined]
+conv2d_forward.algorithm = conv2d_fused_forward.algorithm = algorithm_of("conv2d_forward")  # type: ignore[attr-defined]
 
 
 def _convolve(
     x: Array, w: Array, epilogue: Epilogue, stride: Pair, padding: Padding, dilation: Pair, groups: int
 ) -> Array:
-    chosen = plan(
-        "conv2d_forward",
-        x.shape,
-        w.shape,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        dtype=x.dtype,
-    )
-    windows, fill = chosen.windows, ALGORITHMS[chosen.algorithm]
-    y = np.empty((len(x), *windows.size, w.shape[3]), x.dtype)
-    if y.size == 0:
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    with planned("conv2d_forward", x.shape, w.shape, dtype=x.dtype, **geometry) as chosen:
+        windows, fill = chosen.windows, ALGORITHMS[chosen.algorithm]
+        y = np.empty((len(x), *windows.size, w.shape[3]), x.dtype)
+        if y.size == 0:
+            return y
+        if groups == 1:
+            fill(x, w, y, windows, epilogue, chosen)
+            return y
+        cg, og = w.shape[2], w.shape[3] // groups
+        for g in range(groups):
+            inputs, outputs = slice(g * cg, g * cg + cg), slice(g * og, g * og + og)
+            fill(x[..., inputs], w[..., outputs], y[..., outputs], windows, epilogue.of_channels(outputs), chosen)
         return y
-    if groups == 1:
-        fill(x, w, y, windows, epilogue, chosen)
-        return y
-    cg, og = w.shape[2], w.shape[3] // groups
-    for g in range(groups):
-        inputs, outputs = slice(g * cg, g * cg + cg), slice(g * og, g * og + og)
-        fill(x[..., inputs], w[..., outputs], y[..., outputs], windows, epilogue.of_channels(outputs), chosen)
-    return y
 
 
 def _product(x: Array, w: Array, y: Array, windows: Windows, epilogue: Epilogue, chosen: Plan) -> None:

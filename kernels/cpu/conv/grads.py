@@ -7,10 +7,9 @@ of which each writes every s-th pixel. For stride 1 this is the well-known convo
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -19,9 +18,9 @@ from refnet.kernels.cpu.blas import UNPACKED
 from refnet.kernels.cpu.conv import forward, winograd_gradient
 from refnet.kernels.cpu.conv.epilogue import Epilogue
 from refnet.kernels.cpu.conv.patches import Windows, correlate, matrices, one_tall_image, tiles_of
-from refnet.kernels.cpu.conv.plan import WINOGRAD, Operation, Plan, plan
+from refnet.kernels.cpu.conv.plan import WINOGRAD, Plan, algorithm_of, planned
 from refnet.kernels.cpu.scratch import scratch
-from refnet.kernels.cpu.threads import runs, shared_if_worthwhile, split, spread
+from refnet.kernels.cpu.threads import runs, split, spread
 from refnet.ops.conv2d import Padding, Pair
 
 LINES = 64  # of weights that are transposed at once
@@ -36,17 +35,8 @@ def conv2d_grad_input(
     windows = Windows.of_convolution(input_size, w.shape[:2], stride, padding, dilation)
     if grad_output.size == 0 or w.size == 0:
         return np.zeros(shape, grad_output.dtype)
-    chosen = plan(
-        "conv2d_grad_input",
-        shape,
-        w.shape,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        dtype=grad_output.dtype,
-    )
-    with shared_if_worthwhile(chosen.seconds):
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    with planned("conv2d_grad_input", shape, w.shape, dtype=grad_output.dtype, **geometry) as chosen:
         match chosen.algorithm:
             case "side_by_side":
                 return _side_by_side(grad_output, w, chosen.tile)
@@ -73,17 +63,8 @@ def conv2d_grad_weight(
     windows = Windows.of_convolution(x.shape[1:3], kernel_size, stride, padding, dilation)
     if x.size == 0 or grad_output.size == 0:
         return np.zeros((*kernel_size, cg, outputs), x.dtype)
-    chosen = plan(
-        "conv2d_grad_weight",
-        x.shape,
-        (*kernel_size, cg, outputs),
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        dtype=x.dtype,
-    )
-    with shared_if_worthwhile(chosen.seconds):
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    with planned("conv2d_grad_weight", x.shape, (*kernel_size, cg, outputs), dtype=x.dtype, **geometry) as chosen:
         if chosen.algorithm in WINOGRAD:
             minimal = WINOGRAD[chosen.algorithm]
             return winograd_gradient.grad_weight(x, grad_output, minimal, windows.origin, chosen.tile)
@@ -96,21 +77,8 @@ def conv2d_grad_weight(
         return grad
 
 
-def _algorithm(operation: Operation) -> Callable[..., str]:
-    """What says, from a kernel's arguments, what computes the sums: see :func:`refnet.testing.check_kernel`."""
-
-    def algorithm(a: Array, b: Array, **geometry: Any) -> str:
-        of_input = operation == "conv2d_grad_input"
-        x_shape = (len(a), *geometry.pop("input_size"), b.shape[2] * geometry["groups"]) if of_input else a.shape
-        w_shape = b.shape if of_input else (*geometry.pop("kernel_size"), a.shape[3] // geometry["groups"], b.shape[3])
-        chosen = plan(operation, x_shape, w_shape, dtype=a.dtype, **geometry).algorithm
-        return chosen if chosen in WINOGRAD and a.size and b.size else "plain"
-
-    return algorithm
-
-
-conv2d_grad_input.algorithm = _algorithm("conv2d_grad_input")  # type: ignore[attr-defined]
-conv2d_grad_weight.algorithm = _algorithm("conv2d_grad_weight")  # type: ignore[attr-defined]
+conv2d_grad_input.algorithm = algorithm_of("conv2d_grad_input")  # type: ignore[attr-defined]
+conv2d_grad_weight.algorithm = algorithm_of("conv2d_grad_weight")  # type: ignore[attr-defined]
 
 
 # the gradient to the input

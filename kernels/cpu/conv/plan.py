@@ -20,7 +20,7 @@ than the image, "taps", added one by one; else "residues", a convolution of stri
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -29,12 +29,14 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from refnet.arrays import Array
 from refnet.errors import ArgumentError
 from refnet.kernels.cpu import blas
 from refnet.kernels.cpu.conv import patches, shifted, winograd_gradient
 from refnet.kernels.cpu.conv.patches import Windows, rows_at_once
 from refnet.kernels.cpu.conv.winograd import F2, F4, Minimal, blocks_of
 from refnet.kernels.cpu.precision import Precision, present_precision
+from refnet.kernels.cpu.threads import shared_if_worthwhile
 from refnet.ops.conv2d import Padding, Pair
 
 Algorithm: TypeAlias = Literal[
@@ -55,6 +57,7 @@ TRANSFORM_WEIGHT = 0.4  # an element of transformed weights
 TRANSPOSE_WEIGHT = 1.0  # an element of weights that are transposed first, for the gradient to the input
 TRANSFORM_PIXEL: dict[str, float] = {"winograd_f2": 8.0, "winograd_f4": 22.0}  # a tile of a channel, in or out
 TRANSFORM_TILE: dict[str, float] = {"winograd_f2": 300.0, "winograd_f4": 400.0}  # a tile, in or out, of any channels
+SHORT_CALLS = 2.5  # how much longer Winograd must take until two threads gain what they lose at its many short calls
 PIECE: dict[str, float] = {  # calls of NumPy
     "product": 2e3,
     "patches": 2e4,
@@ -177,6 +180,32 @@ def plan(
         patches.TILE_BYTES,
         winograd_gradient.BLOCK_BYTES,
     )
+
+
+@contextmanager
+def planned(
+    operation: Operation, x_shape: tuple[int, ...], w_shape: tuple[int, ...], **geometry: Any
+) -> Iterator[Plan]:
+    """The plan, arguments as :func:`plan` takes them; within the block threads share what takes long enough by it."""
+    chosen = plan(operation, x_shape, w_shape, **geometry)
+    with shared_if_worthwhile(chosen.seconds / (SHORT_CALLS if chosen.algorithm in WINOGRAD else 1)):
+        yield chosen
+
+
+def algorithm_of(operation: Operation) -> Callable[..., str]:
+    """What says, from a kernel's arguments, how sums are computed: by its bound :func:`refnet.testing.check_kernel`
+    judges the result."""
+
+    def algorithm(a: Array, b: Array, *_: Array | None, relu: bool = False, **geometry: Any) -> str:
+        x_shape, w_shape = a.shape, b.shape
+        if operation == "conv2d_grad_input":
+            x_shape = (len(a), *geometry.pop("input_size"), geometry["groups"] * b.shape[2])
+        elif operation == "conv2d_grad_weight":
+            w_shape = (*geometry.pop("kernel_size"), a.shape[3] // geometry["groups"], b.shape[3])
+        chosen = plan(operation, x_shape, w_shape, dtype=a.dtype, **geometry).algorithm
+        return chosen if chosen in WINOGRAD and a.size and b.size else "plain"
+
+    return algorithm
 
 
 def explain(operation: Operation, x_shape: tuple[int, ...], w_shape: tuple[int, ...], **geometry: Any) -> str:
