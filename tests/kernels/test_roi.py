@@ -104,7 +104,7 @@ def test_large_regions_in_groups_and_threads(name, channels, product, thread_cou
     monkeypatch.setattr(roi, "LEAST", 0)
     case, how = bulky(channels)
     CHECKS[name](getattr(roi, name), case, **how)
-    monkeypatch.setattr(roi, "SMALL", 20_000)  # products in several pieces
+    monkeypatch.setattr(blas, "UNPACKED", 20_000)  # products in several pieces
     CHECKS[name](getattr(roi, name), case, **how)
 
 
