@@ -2,6 +2,9 @@
 
 The numbers of a block stay in the first levels of cache through all the steps of an update, so memory is read and
 written once. The steps are the specification's, and so are their bits.
+
+There is no flat buffer of all parameters: gradients come as arrays of their own, and to copy them into one takes, with
+the update, 1 to 1.3 times as long as the update by blocks (98 arrays of 4 million, 95 of 44 million numbers).
 """
 
 from collections.abc import Callable, Sequence
