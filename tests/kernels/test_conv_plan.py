@@ -220,7 +220,7 @@ def departure(call: Call, algorithm: Any) -> float:
 
 @ALGORITHM
 @given(calls())
-def test_winograd_keeps_its_bound(algorithm, call):
+def test_winograd_keeps_its_bound(thread_count, algorithm, call):
     call = call.astype(np.float32)
     with using_plan(algorithm), np.errstate(invalid="ignore", over="ignore"):
         assert call.apply(forward.algorithm) == algorithm
@@ -249,7 +249,7 @@ def test_winograd_does_not_keep_the_plain_bound_so_the_bounds_differ(algorithm):
 
 @ALGORITHM
 @pytest.mark.parametrize("name", ["conv2d_forward", "conv2d_fused_forward"])
-def test_forced_plans_keep_the_contract(algorithm, name):
+def test_forced_plans_keep_the_contract(thread_count, algorithm, name):
     with using_plan(algorithm):
         report = check_kernel(getattr(ops, name), KERNELS[name], max_examples=60)
     assert report.worst <= 1
