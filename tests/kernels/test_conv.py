@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from refnet import ops
@@ -19,6 +19,7 @@ from refnet.kernels.cpu.conv import patches
 from refnet.kernels.cpu.precision import precision
 from refnet.testing import check_gradients
 from refnet.testing.strategies.geometry import Convolution, convolutions
+from tests.same_threads import same_threads
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,6 @@ UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 
 # from one output pixel a tile to all of them
 tile_bytes = st.sampled_from([1, 300, 2000, patches.TILE_BYTES])
-same_threads = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the number stays one test long
 
 
 def cases(case: Convolution, x: np.ndarray, w: np.ndarray, u: np.ndarray) -> list[tuple[str, int, tuple, dict]]:

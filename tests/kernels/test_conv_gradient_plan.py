@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from refnet import ops
@@ -18,11 +18,11 @@ from refnet.testing.calls import Call
 from refnet.testing.contracts import CONTRACTS
 from refnet.testing.strategies.drawing import seeds
 from refnet.testing.winograd import ALGORITHMS, absolute_gradient_sums, gradient_error_factor
+from tests.same_threads import same_threads
 
 ALGORITHM = pytest.mark.parametrize("algorithm", sorted(WINOGRAD))
 NAMES = ("conv2d_grad_input", "conv2d_grad_weight")
 NAME = pytest.mark.parametrize("name", NAMES)
-same_threads = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the number stays one test long
 
 
 def geometry(padding: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from refnet import ops
@@ -20,6 +20,7 @@ from refnet.testing.calls import Call
 from refnet.testing.contracts import CONTRACTS
 from refnet.testing.strategies.geometry import Convolution, convolutions
 from refnet.testing.winograd import ALGORITHMS, absolute_sums, error_factor
+from tests.same_threads import same_threads
 
 ALGORITHM = pytest.mark.parametrize("algorithm", sorted(WINOGRAD))
 forward, fused = KERNELS["conv2d_forward"], KERNELS["conv2d_fused_forward"]
@@ -140,7 +141,7 @@ def test_without_openblas_nothing_is_added_to_what_is_there(monkeypatch):
 
 
 @given(case=convolutions(least_images=0), tile=st.sampled_from([1, 500, 1 << 20]), transposed=st.booleans())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the number of threads stays one test long
+@same_threads
 def test_shifted_taps_equal_the_specification_on_integers(thread_count, case: Convolution, tile: int, transposed: bool):
     x, w = (case.rng.integers(-3, 4, shape).astype(np.float32) for shape in (case.x_shape, case.w_shape))
     if transposed:
@@ -219,6 +220,7 @@ def departure(call: Call, algorithm: Any) -> float:
 
 
 @ALGORITHM
+@same_threads
 @given(calls())
 def test_winograd_keeps_its_bound(thread_count, algorithm, call):
     call = call.astype(np.float32)

@@ -6,19 +6,19 @@ inputs are dyadic numbers so small that nothing is rounded, or the difference is
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
 from refnet import ops
 from refnet.kernels.cpu import KERNELS, dense
 from refnet.testing.strategies.geometry import seeds
+from tests.same_threads import same_threads
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 dtypes = st.sampled_from([np.float32, np.float64])
 shapes = array_shapes(min_dims=2, max_dims=4, min_side=1, max_side=6)
 blocks = st.sampled_from([1, 4, 16, dense.BLOCK])  # numbers: powers of two, so that means of blocks are exact
-same_threads = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the number stays one test long
 
 
 @pytest.fixture(autouse=True)

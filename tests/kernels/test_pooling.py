@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from refnet import ops
 from refnet.kernels.cpu import pooling
 from refnet.testing.strategies.geometry import Pooling, poolings
+from tests.same_threads import same_threads
 
-same_threads = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the number stays one test long
 blocks = st.sampled_from([1, 16, pooling.BLOCK])  # numbers
 
 

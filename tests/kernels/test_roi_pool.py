@@ -4,15 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from refnet import ops
 from refnet.kernels.cpu import roi_pool
 from refnet.testing import check_kernel
 from refnet.testing.strategies.regions import Regions, regions
+from tests.same_threads import same_threads
 
-same_threads = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the number stays one test long
 SPECIAL = np.array([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, np.inf, -np.inf, np.nan, -np.nan], np.float32)
 
 
