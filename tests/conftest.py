@@ -1,15 +1,33 @@
 """Set-up shared by all tests: run-time shape checks and the two sizes of the property tests."""
 
 import os
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
-# every annotation such as Float[Array, "N H W C"] in refnet is executed while the tests run
-# (an int is a float, as PEP 484 has it)
-_hook = install_import_hook("refnet", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+def _modules_with_shapes() -> list[str]:
+    """The modules of refnet that state the shapes of arrays."""
+    package = Path(find_spec("refnet").origin).parent
+    kernels = Path(find_spec("refnet.kernels").origin).parent
+    found = []
+    for name, folder in (("refnet", package), ("refnet.kernels", kernels)):
+        for path in folder.rglob("*.py"):
+            if "from jaxtyping import" in path.read_text():
+                found.append(".".join((name, *path.relative_to(folder).with_suffix("").parts)))
+    return sorted(set(found))
+
+
+# Every annotation such as Float[Array, "N H W C"] is executed while the tests run (an int is a float, as PEP 484 has it).
+# Modules without shapes are left to mypy: what calls them most, autograd and the choice of kernels, would take longer to
+# check than a step of a small network takes.
+_hook = install_import_hook(
+    _modules_with_shapes(), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 
 hypothesis.settings.register_profile("default", max_examples=50, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("long", max_examples=500, deadline=None)

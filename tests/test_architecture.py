@@ -6,7 +6,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
+
+from refnet.kernels.cpu.best_first import best_first
+from refnet.rcnn.boxes import pairwise_iou
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "refnet").rglob("*.py"))
@@ -33,6 +38,16 @@ def imported(code: str) -> list[str]:
 def test_importing_refnet_is_quick() -> None:
     """NumPy and every public name included. The time of its own thread, the best of several: the machine may be busy."""
     assert min(float(imported(IMPORT)[0]) for _ in range(7)) < 0.25
+
+
+def test_annotations_are_executed_while_the_tests_run() -> None:
+    """In the specification and in kernels: what is passed to them in these tests has the shapes and types they state."""
+    for wrong in (
+        lambda: pairwise_iou(np.zeros((2, 3)), np.zeros((2, 4))),
+        lambda: best_first(np.zeros(2, int), limit=1),
+    ):
+        with pytest.raises(TypeCheckError):
+            wrong()
 
 
 def test_public_names_are_those_of_their_homes() -> None:
