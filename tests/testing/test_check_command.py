@@ -94,8 +94,6 @@ def test_a_cuda_source(mine, capsys):
     ],
 )
 def test_what_is_wrong_with_the_flags(mine, capsys, flags, words):
-    import re
-
     assert main(["check", *flags]) == FAILED
     assert re.search(words, capsys.readouterr().err)
 
