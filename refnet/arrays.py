@@ -11,7 +11,7 @@ The host runs ahead of a GPU. It waits only when it must know a value (:func:`to
 import sys
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, no_type_check
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 else:
 
     class _Arrays(type):
-        @no_type_check  # annotations ask it at every call: checking its own in turn took most of the tests' time
         def __instancecheck__(cls, value: object) -> bool:
             return isinstance(value, np.ndarray) or is_array(value)
 

@@ -7,7 +7,6 @@ import os
 import shutil
 from pathlib import Path
 
-import hypothesis
 import pytest
 
 from refnet.kernel_op import operations
@@ -28,10 +27,7 @@ def seconds_worked() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-SHARE = 1 if hypothesis.settings().max_examples > 50 else 3  # make test plants every third, make test-long all
-
-
-@pytest.mark.parametrize("bug", BUGS[::SHARE], ids=lambda bug: f"{bug.operation}: {bug.title}")
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug.operation}: {bug.title}")
 def test_a_planted_bug_is_found(bug: Bug, tmp_path: Path) -> None:
     folder = tmp_path / "cuda"
     shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -51,6 +47,6 @@ def test_a_planted_bug_is_found(bug: Bug, tmp_path: Path) -> None:
 
 
 def test_there_are_enough_of_many_kinds() -> None:
-    assert len(BUGS[::SHARE]) >= 40
+    assert len(BUGS) >= 40
     assert len({bug.source for bug in BUGS}) >= 4
     assert len({(bug.operation, bug.title) for bug in BUGS}) == len(BUGS)
