@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
 from refnet.bench.contestants import CPU, CUDA, SPECIFICATION, TORCHVISION
-from refnet.bench.run import Growth, Ratio, Report, Result
+from refnet.bench.run import Growth, Ratio, Report, Result, with_threads
 from refnet.draw import png_bytes
 
 RATIOS, GROWTH = "ratios.png", "growth.png"
@@ -89,8 +89,7 @@ def ratio_chart(rows: Sequence[tuple[Result, Ratio]]) -> Figure:
     ]
     if len(threads) > 1:
         handles += [
-            Patch(color=KEPT, alpha=SHADES[min(index, 1)], label=f"{n} thread{'' if n == 1 else 's'}")
-            for index, n in enumerate(threads)
+            Patch(color=KEPT, alpha=SHADES[min(index, 1)], label=with_threads(n)) for index, n in enumerate(threads)
         ]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=8)
     return figure
@@ -123,7 +122,7 @@ def growth_chart(growths: Sequence[Growth]) -> Figure:
         axes.yaxis.set_minor_locator(NullLocator())
         title = growth.curve.removeprefix("scaling: ").replace(" against ", "\nagainst ")  # one line may not fit
         many = len({g.threads for g in growths}) > 1
-        axes.set_title(title + (f", {growth.threads} threads" if many else ""), fontsize=9, loc="left", color=INK)
+        axes.set_title(title + (f", {with_threads(growth.threads)}" if many else ""), fontsize=9, loc="left", color=INK)
         axes.set_xlabel(growth.along, fontsize=8, color=INK)
         axes.set_ylabel("MiB" if growth.unit == "MiB" else "ms", fontsize=8, color=INK)
         _style(axes)

@@ -9,7 +9,7 @@ from typing import Any
 
 from refnet.bench.bars import Bar
 from refnet.bench.contestants import CPU, Field
-from refnet.bench.run import Failure, Growth, Ratio, Report, Result
+from refnet.bench.run import Failure, Growth, Ratio, Report, Result, with_threads
 from refnet.bench.stopwatch import Spread
 from refnet.draw.machine import machine_facts
 from refnet.errors import ConfigError
@@ -19,7 +19,7 @@ RESULTS, TABLE = "results.json", "table.md"
 
 def line(done: Result | Growth | Failure) -> str:
     """One subject for the terminal."""
-    threads = _threads(done.threads)
+    threads = with_threads(done.threads)
     if isinstance(done, Failure):
         return f"FAILED {done.subject}, {threads}: {done.reason}"
     if isinstance(done, Growth):
@@ -28,10 +28,6 @@ def line(done: Result | Growth | Failure) -> str:
     figures = ", ".join(f"{name} {amount(spread, done.unit)}" for name, spread in done.spreads.items())
     ratios = "".join(f"; {r.value:.2f} of {r.peer}{_verdict(r.bar, r.kept)}" for r in done.ratios)
     return f"{done.subject}, {threads}: {figures}{ratios} ({done.check})"
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'' if count == 1 else 's'}"
 
 
 def _verdict(bar: Bar | None, kept: bool) -> str:
@@ -61,7 +57,7 @@ def markdown(report: Report, field: Field, facts: Mapping[str, str]) -> str:
     texts = [_ratios(report.results), _exponents(report.growths), sentence(report, facts, field)]
     for failure in report.failures:
         reason = failure.reason.strip().splitlines()[-1]
-        texts.append(f"Failed: {failure.subject}, {_threads(failure.threads)}: {reason}")
+        texts.append(f"Failed: {failure.subject}, {with_threads(failure.threads)}: {reason}")
     return "\n\n".join(text for text in texts if text) + "\n"
 
 
@@ -74,8 +70,8 @@ def _ratios(results: Sequence[Result]) -> str:
     if not results:
         return ""
     counts = sorted({result.threads for result in results})
-    columns = [f"ratio, {_threads(count)}" for count in counts]
-    times = [f"refnet, {_threads(counts[0])}", f"peer, {_threads(counts[0])}"]
+    columns = [f"ratio, {with_threads(count)}" for count in counts]
+    times = [f"refnet, {with_threads(counts[0])}", f"peer, {with_threads(counts[0])}"]
     rows = []
     for subject in dict.fromkeys(result.subject for result in results):
         mine = {result.threads: result for result in results if result.subject == subject}

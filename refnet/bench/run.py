@@ -17,6 +17,11 @@ from refnet.bench.contestants import CPU, SPECIFICATION, Field
 from refnet.bench.stopwatch import Spread, in_turns
 
 
+def with_threads(count: int) -> str:
+    """How many, in words."""
+    return f"{count} thread{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
     """refnet's kernels against one contestant.
