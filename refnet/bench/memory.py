@@ -83,7 +83,7 @@ def in_a_process(who: str, work: str, numbers: Sequence[int], *, threads: int, q
             "REFNET_NUM_THREADS": str(threads),
         }
         done = subprocess.run(
-            [sys.executable, "-m", "refnet.bench.memory", *map(str, arguments)],
+            [sys.executable, "-P", "-m", "refnet.bench.memory", *map(str, arguments)],
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:

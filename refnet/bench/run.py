@@ -15,6 +15,7 @@ from refnet.bench.bars import Bar
 from refnet.bench.contest import Curve, Part, Subject, WrongResult
 from refnet.bench.contestants import CPU, SPECIFICATION, Field
 from refnet.bench.stopwatch import Spread, in_turns
+from refnet.errors import DependencyError
 
 
 def with_threads(count: int) -> str:
@@ -260,6 +261,9 @@ def run(
                 report.results.append(done)
         except WrongResult as wrong:
             done = Failure(subject=one.name, threads=bench.threads, reason=f"wrong result: {wrong}")
+            report.failures.append(done)
+        except DependencyError as missing:
+            done = Failure(subject=one.name, threads=bench.threads, reason=str(missing))
             report.failures.append(done)
         except Exception:
             done = Failure(subject=one.name, threads=bench.threads, reason=traceback.format_exc())

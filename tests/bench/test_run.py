@@ -12,7 +12,7 @@ from refnet.bench.bars import Bar
 from refnet.bench.contest import Contest, Curve, Part, Subject, WrongResult
 from refnet.bench.contestants import CPU, SPECIFICATION, TORCH, Field
 from refnet.bench.stopwatch import Spread
-from refnet.errors import ConfigError, RefnetError
+from refnet.errors import ConfigError, DependencyError, RefnetError
 from refnet.kernels.cpu import threads
 
 FIELD = Field(missing={"torch": "No module named 'torch'"}, versions={"numpy": "2"})
@@ -78,6 +78,17 @@ def test_a_wrong_result_is_a_failure_and_has_no_time(bench: run.Bench) -> None:
     assert told[0] == "FAILED wrong, 1 thread: wrong result: off by one"
     assert "RuntimeError: no memory" in told[1]
     assert told[2].startswith("right, 1 thread: kernels/cpu ")
+
+
+def test_what_is_not_installed_is_told_in_a_line(bench: run.Bench) -> None:
+    def prepare(_: Field) -> Contest:
+        raise DependencyError("hypothesis isn't installed: pip install 'refnet[testing]'")
+
+    found = run.Report()
+    run.run([subject((1, Part(name="a", prepare=prepare)))], bench, found, tell=print)
+    assert [failure.reason for failure in found.failures] == [
+        "hypothesis isn't installed: pip install 'refnet[testing]'"
+    ]
 
 
 def test_contestants_take_turns_after_a_call_each() -> None:
@@ -176,6 +187,17 @@ def test_memory_is_measured_in_a_process_of_its_own() -> None:
     assert 20 < found["imported"] < found["peak"] < 2000
     with pytest.raises(RefnetError, match="peak memory of nobody"):
         memory.in_a_process("nobody", "inference", (0, 64, 1), threads=1, quick=True)
+
+
+def test_memory_is_that_of_the_installed_refnet_wherever_one_stands(tmp_path: Path, monkeypatch) -> None:
+    """A checkout holds a folder of that name, too, which has no kernels in it."""
+    folder = tmp_path / "refnet" / "bench"
+    folder.mkdir(parents=True)
+    for path in (folder.parent / "__init__.py", folder / "__init__.py"):
+        path.touch()
+    (folder / "memory.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    assert memory.in_a_process(CPU, "inference", (64, 96, 1), threads=1, quick=True)["peak"] > 0
 
 
 @pytest.mark.parametrize(
