@@ -32,7 +32,6 @@ def conv2d_grad_input(
 ) -> Array:
     """See :func:`refnet.ops.conv2d_grad_input`."""
     shape = (len(grad_output), *input_size, groups * w.shape[2])
-    windows = Windows.of_convolution(input_size, w.shape[:2], stride, padding, dilation)
     if grad_output.size == 0 or w.size == 0:
         return np.zeros(shape, grad_output.dtype)
     geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
@@ -41,11 +40,11 @@ def conv2d_grad_input(
             case "side_by_side":
                 return _side_by_side(grad_output, w, chosen.tile)
             case "taps":
-                return _taps(grad_output, w, input_size, padding, windows, groups)
+                return _taps(grad_output, w, input_size, padding, chosen.windows, groups)
             case "residues":
-                return _residues(grad_output, w, input_size, padding, windows, groups)
+                return _residues(grad_output, w, input_size, padding, chosen.windows, groups)
             case _:
-                return _flipped(grad_output, w, input_size, windows, groups, chosen)
+                return _flipped(grad_output, w, input_size, groups, chosen)
 
 
 def conv2d_grad_weight(
@@ -60,20 +59,19 @@ def conv2d_grad_weight(
 ) -> Array:
     """See :func:`refnet.ops.conv2d_grad_weight`."""
     cg, outputs = x.shape[3] // groups, grad_output.shape[3]
-    windows = Windows.of_convolution(x.shape[1:3], kernel_size, stride, padding, dilation)
     if x.size == 0 or grad_output.size == 0:
         return np.zeros((*kernel_size, cg, outputs), x.dtype)
     geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     with planned("conv2d_grad_weight", x.shape, (*kernel_size, cg, outputs), dtype=x.dtype, **geometry) as chosen:
         if chosen.algorithm in WINOGRAD:
             minimal = WINOGRAD[chosen.algorithm]
-            return winograd_gradient.grad_weight(x, grad_output, minimal, windows.origin, chosen.tile)
+            return winograd_gradient.grad_weight(x, grad_output, minimal, chosen.windows.origin, chosen.tile)
         grad = np.empty((*kernel_size, cg, outputs), x.dtype)
         og = outputs // groups
         for g in range(groups):
             some = slice(g * og, g * og + og)
             part = grad[..., some].reshape(-1, og)
-            _outer(x[..., g * cg : g * cg + cg], grad_output[..., some], part, windows, chosen.tile)
+            _outer(x[..., g * cg : g * cg + cg], grad_output[..., some], part, chosen.windows, chosen.tile)
         return grad
 
 
@@ -84,7 +82,7 @@ conv2d_grad_weight.algorithm = algorithm_of("conv2d_grad_weight")  # type: ignor
 # the gradient to the input
 
 
-def _flipped(grad_output: Array, w: Array, input_size: Pair, windows: Windows, groups: int, chosen: Plan) -> Array:
+def _flipped(grad_output: Array, w: Array, input_size: Pair, groups: int, chosen: Plan) -> Array:
     """Of stride 1: the convolution of the output's gradient with the flipped weights, inputs and outputs exchanged."""
     cg, og = w.shape[2], w.shape[3] // groups
     grad = np.empty((len(grad_output), *input_size, groups * cg), grad_output.dtype)
@@ -95,7 +93,7 @@ def _flipped(grad_output: Array, w: Array, input_size: Pair, windows: Windows, g
         if chosen.algorithm in WINOGRAD:
             weights = _transposed(weights)
         forward.ALGORITHMS[chosen.algorithm](
-            grad_output[..., outputs], weights, grad[..., inputs], windows.adjoint(input_size), Epilogue(), chosen
+            grad_output[..., outputs], weights, grad[..., inputs], chosen.windows, Epilogue(), chosen
         )
     return grad
 
