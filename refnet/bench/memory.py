@@ -82,7 +82,7 @@ def in_a_process(who: str, work: str, numbers: Sequence[int], *, threads: int, q
             "OMP_NUM_THREADS": str(threads),
             "REFNET_NUM_THREADS": str(threads),
         }
-        done = subprocess.run(
+        done = subprocess.run(  # -P: in a checkout, the folder one stands in would hide the installed package
             [sys.executable, "-P", "-m", "refnet.bench.memory", *map(str, arguments)],
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip

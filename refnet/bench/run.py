@@ -259,13 +259,17 @@ def run(
             else:
                 done = bench.measure(one)
                 report.results.append(done)
-        except WrongResult as wrong:
-            done = Failure(subject=one.name, threads=bench.threads, reason=f"wrong result: {wrong}")
-            report.failures.append(done)
-        except DependencyError as missing:
-            done = Failure(subject=one.name, threads=bench.threads, reason=str(missing))
-            report.failures.append(done)
-        except Exception:
-            done = Failure(subject=one.name, threads=bench.threads, reason=traceback.format_exc())
+        except Exception as error:
+            done = Failure(subject=one.name, threads=bench.threads, reason=_reason(error))
             report.failures.append(done)
         tell(done)
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case WrongResult():
+            return f"wrong result: {error}"
+        case DependencyError():
+            return str(error)
+        case _:
+            return "".join(traceback.format_exception(error))
