@@ -1,7 +1,6 @@
 """Set-up shared by all tests: run-time shape checks and the two sizes of the property tests."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,14 @@ from jaxtyping import install_import_hook
 
 
 def _modules_with_shapes() -> list[str]:
-    """The modules of refnet that state the shapes of arrays."""
-    package = Path(find_spec("refnet").origin).parent
-    kernels = Path(find_spec("refnet.kernels").origin).parent
-    found = []
-    for name, folder in (("refnet", package), ("refnet.kernels", kernels)):
-        for path in folder.rglob("*.py"):
-            if "from jaxtyping import" in path.read_text():
-                found.append(".".join((name, *path.relative_to(folder).with_suffix("").parts)))
-    return sorted(set(found))
+    """The modules of refnet that state the shapes of arrays; kernels/ is refnet.kernels."""
+    root = Path(__file__).parents[1]
+    return [
+        ".".join((home, *path.relative_to(root).with_suffix("").parts)).lstrip(".")
+        for home, folder in (("", "refnet"), ("refnet", "kernels"))
+        for path in (root / folder).rglob("*.py")
+        if "jaxtyping" in path.read_text()
+    ]
 
 
 # Every annotation such as Float[Array, "N H W C"] is executed while the tests run (an int is a float, as PEP 484 has it).

@@ -53,10 +53,9 @@ def test_a_wrong_kernel_is_told_with_a_program_that_shows_it(mine, capsys, place
     assert main(["check", "nms", "--kernel", place, "--max-examples", "20"]) == DEPARTS
     text, _, program = capsys.readouterr().out.partition("to see it again:\n")
     assert "the specification gives:\nint64 (0,)\n[]" in text
-    result = re.search(r"the kernel gives:\nint64 \([12],\)\n(\[0( 1)?\])\n", text)
-    assert result, text
+    assert "the kernel gives:\nint64 (1,)\n[0]" in text
     done = subprocess.run([sys.executable, "-c", program], cwd=mine, capture_output=True, text=True, check=False)
-    assert done.stdout == f"specification:\n[]\nkernel:\n{result[1]}\n", done.stderr
+    assert done.stdout == "specification:\n[]\nkernel:\n[0]\n", done.stderr
 
 
 def test_without_a_kernel_refnets_own_is_checked(capsys):
